@@ -1,0 +1,193 @@
+"""What leaves where: frozen `Site`, `Step` and `Plan`, read from and written to YAML or JSON.
+
+Knows nothing of torch or models. A plan is static; how many tokens one input keeps at an adaptive step is decided by
+`budget.allocate` from the step's threshold.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from atp.errors import InvalidPlan
+
+STACKS = ("pixels", "vision", "language")
+KINDS = ("visual", "text")
+
+
+@dataclass(frozen=True, order=True)
+class Site:
+    """The input of layer `layer` (0-based) of `stack`: what leaves here is not seen by that layer nor by later ones.
+
+    `pixels` has the single layer 0: the image before it is cut into patches (used by the `resize` control only).
+    """
+
+    stack: str
+    layer: int
+
+    def __post_init__(self) -> None:
+        if self.stack not in STACKS:
+            raise InvalidPlan(f"unknown stack {self.stack!r}; expected one of {', '.join(STACKS)}, e.g. 'language:2'")
+        if isinstance(self.layer, bool) or not isinstance(self.layer, int) or self.layer < 0:
+            raise InvalidPlan(f"a site's layer is a whole number >= 0, got {self.layer!r} (write e.g. '{self.stack}:2')")
+
+    @classmethod
+    def parse(cls, text: str) -> Site:
+        """Read `'language:2'`.
+
+        Raises:
+            InvalidPlan: the text is not `stack:layer`.
+        """
+        stack, _, layer = str(text).partition(":")
+        if not layer.isdigit():
+            raise InvalidPlan(f"cannot read the site {text!r}; expected 'stack:layer', e.g. 'language:2'")
+        return cls(stack, int(layer))
+
+    def __str__(self) -> str:
+        return f"{self.stack}:{self.layer}"
+
+
+@dataclass(frozen=True)
+class Step:
+    """How many tokens stay from one site on.
+
+    Attributes:
+        site: where.
+        keep: share, in [0, 1], of the tokens of `kinds` that the stack **started with** (patches of the tower, visual
+            tokens of the prompt); an adaptive step's expected mean share.
+        threshold: None = every input keeps `round(keep * N)`; else an input keeps its tokens whose score is at least
+            `threshold` times the mean score of the tokens still alive.
+        floor, ceiling: bounds of an adaptive step's share, same unit as `keep`.
+        kinds: which kinds of token may leave.
+    """
+
+    site: Site
+    keep: float
+    threshold: float | None = None
+    floor: float = 0.02
+    ceiling: float = 1.0
+    kinds: tuple[str, ...] = ("visual",)
+
+    def __post_init__(self) -> None:
+        if not 0.0 <= self.keep <= 1.0:
+            raise InvalidPlan(f"step at {self.site}: keep is a share in [0, 1], got {self.keep!r}")
+        if self.threshold is not None and self.threshold < 0:
+            raise InvalidPlan(f"step at {self.site}: threshold is relative to the mean score, >= 0, got {self.threshold!r}")
+        if not 0.0 <= self.floor <= self.ceiling <= 1.0:
+            raise InvalidPlan(
+                f"step at {self.site}: expected 0 <= floor <= ceiling <= 1, got {self.floor!r} and {self.ceiling!r}"
+            )
+        bad = [kind for kind in self.kinds if kind not in KINDS]
+        if bad or not self.kinds:
+            raise InvalidPlan(f"step at {self.site}: kinds come from {KINDS}, got {list(self.kinds)!r}")
+
+    @property
+    def adaptive(self) -> bool:
+        """Whether the count depends on the input."""
+        return self.threshold is not None
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The method, its options, and the steps in the order in which a token meets them.
+
+    Attributes:
+        method: registered name.
+        steps: sorted by stack (pixels, vision, language) and layer; at most one a site.
+        options: the method's own fields, e.g. `{"alpha": 0.7}`.
+        budget: the share of the unpruned FLOPs it was solved for, None for a hand-written plan.
+    """
+
+    method: str
+    steps: tuple[Step, ...] = ()
+    options: Mapping[str, Any] = field(default_factory=dict)
+    budget: float | None = None
+
+    def __post_init__(self) -> None:
+        ordered = tuple(sorted(self.steps, key=lambda step: (STACKS.index(step.site.stack), step.site.layer)))
+        sites = [step.site for step in ordered]
+        twice = sorted({str(site) for site in sites if sites.count(site) > 1})
+        if twice:
+            raise InvalidPlan(f"two steps at {', '.join(twice)}; a plan has at most one step a site")
+        object.__setattr__(self, "steps", ordered)
+        for stack in STACKS:
+            last = 1.0
+            for step in (s for s in ordered if s.site.stack == stack):
+                if step.keep > last + 1e-9:
+                    raise InvalidPlan(
+                        f"step at {step.site} keeps {step.keep:g} but an earlier one of that stack kept {last:g}; "
+                        "shares are of the starting count, so they cannot grow"
+                    )
+                last = step.keep
+
+    def at(self, stack: str, layer: int) -> Step | None:
+        """Return the step at that site, or None."""
+        return next((s for s in self.steps if s.site.stack == stack and s.site.layer == layer), None)
+
+    @property
+    def adaptive(self) -> bool:
+        """Whether any step's count depends on the input."""
+        return any(step.adaptive for step in self.steps)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain values that `from_dict` reads back to an equal plan."""
+        steps = []
+        for step in self.steps:
+            entry = dataclasses.asdict(step)
+            entry["site"], entry["kinds"] = str(step.site), list(step.kinds)
+            steps.append(entry)
+        return {"method": self.method, "budget": self.budget, "options": dict(self.options), "steps": steps}
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Plan:
+        """Build a plan from plain values.
+
+        Raises:
+            InvalidPlan: an unknown or a missing key, or a value out of range.
+        """
+        _check_keys("plan", data, {f.name for f in dataclasses.fields(cls)}, {"method"})
+        steps = []
+        for entry in data.get("steps") or ():
+            _check_keys("step", entry, {f.name for f in dataclasses.fields(Step)}, {"site", "keep"})
+            values = dict(entry, site=Site.parse(entry["site"]))
+            if "kinds" in values:
+                values["kinds"] = tuple(values["kinds"])
+            steps.append(Step(**values))
+        return cls(data["method"], tuple(steps), dict(data.get("options") or {}), data.get("budget"))
+
+    def save(self, path: str | Path) -> None:
+        """Write YAML, or JSON where the name ends in `.json`."""
+        path = Path(path)
+        text = json.dumps(self.to_dict(), indent=1) if path.suffix == ".json" else yaml.safe_dump(self.to_dict(), sort_keys=False)
+        path.write_text(text, encoding="utf-8")
+
+    @classmethod
+    def load(cls, path: str | Path) -> Plan:
+        """Read what `save` wrote.
+
+        Raises:
+            InvalidPlan: the file is absent, not YAML/JSON, or not a plan.
+        """
+        try:
+            data = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+            raise InvalidPlan(f"cannot read the plan {str(path)!r}: {error}") from None
+        if not isinstance(data, Mapping):
+            raise InvalidPlan(f"{str(path)!r} is no plan: expected a mapping with 'method' and 'steps', got {type(data).__name__}")
+        return cls.from_dict(data)
+
+
+def _check_keys(what: str, data: Any, known: set[str], needed: set[str]) -> None:
+    if not isinstance(data, Mapping):
+        raise InvalidPlan(f"a {what} is a mapping, got {data!r}")
+    unknown, missing = sorted(set(data) - known), sorted(needed - set(data))
+    if unknown:
+        raise InvalidPlan(f"unknown key {unknown[0]!r} in a {what}; known: {', '.join(sorted(known))}")
+    if missing:
+        raise InvalidPlan(f"a {what} needs the key {missing[0]!r}; got: {', '.join(sorted(data)) or 'nothing'}")
