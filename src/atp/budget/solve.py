@@ -1,0 +1,276 @@
+"""The plan that spends a given share of a model's FLOPs. Knows shapes and counts; nothing of models or methods.
+
+A schedule has one dial, its strength s. Both stacks decay geometrically, from site to site, in proportion of the depth that
+the defaults give the sites: with n sites in a stack of N tokens the i-th keeps `r**i` of what entered the stack, and r goes
+from 1 (s = 0: nothing leaves) to 1 / N (s at its end: one token stays). `balance` says how fast each stack moves: at 0.5 both
+together, at 1 only the tower, at 0 only the language model; in between the slower stack goes on when the other has given
+everything, so the lowest reachable budget is the same. The language model starts from the tower's survivors.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from atp.budget.cost import (
+    Workload,
+    check_sites,
+    count,
+    lengths_of,
+    rater_count,
+    selection_flops,
+    visual_after,
+    whole,
+)
+from atp.budget.shape import ModelShape
+from atp.errors import InvalidPlan, UnreachableBudget
+from atp.plan import STACKS, Plan, Site, Step
+
+DEPTHS = (1 / 3, 2 / 3)
+"""Where sites lie by default, as shares of a stack's depth."""
+
+BALANCE = 0.5
+"""Default share of the saving that is asked of the tower."""
+
+RATERS: Mapping[str, Mapping[str, tuple[str, ...]]] = {
+    "atp": {"vision": ("class",), "language": ("question", "visual")},
+    "fastv": {"language": ("last",)},
+    "random": {},
+    "uniform": {},
+    "resize": {},
+}
+"""Raters of the methods that come with the package; any other method is counted like `atp` unless `raters` is given."""
+
+_SLACK = 1e-9
+
+
+def default_sites(shape: ModelShape, method: str = "atp", depths: Sequence[float] = DEPTHS) -> tuple[Site, ...]:
+    """Sites at which a method prunes unless told otherwise.
+
+    `fastv` has language:2 and `resize` pixels:0; all others have sites at `depths` of both stacks, never at layer 0, where
+    no layer has yet computed the rows that scores need.
+    """
+    if method == "resize":
+        return (Site("pixels", 0),)
+    if method == "fastv":
+        return (Site("language", min(2, shape.language.layers - 1)),)
+    sites = {
+        Site(name, max(1, round(depth * layers)))
+        for name, layers in (("vision", shape.vision.layers), ("language", shape.language.layers))
+        for depth in depths
+        if layers > 1 and round(depth * layers) < layers
+    }
+    return _ordered(sites)
+
+
+def solve(
+    shape: ModelShape,
+    budget: float,
+    method: str = "atp",
+    workload: Workload | None = None,
+    sites: Sequence[Site] | None = None,
+    *,
+    balance: float = BALANCE,
+    raters: Mapping[str, float] | None = None,
+    options: Mapping[str, Any] | None = None,
+) -> Plan:
+    """Find the fixed plan whose FLOPs, selection included, come nearest to `budget` x unpruned from below.
+
+    Args:
+        shape: sizes of the model.
+        budget: share of the unpruned FLOPs, in (0, 1].
+        method: name of the method that will choose the tokens.
+        workload: images, text and answer tokens to count with; None = `Workload()`.
+        sites: where tokens may leave; None = `default_sites`. The site pixels:0 gives a smaller image and stands alone.
+        balance: share of the saving asked of the tower, in [0, 1].
+        raters: rows computed per site of each stack, e.g. `{"vision": 1, "language": 20}`; None = those of the method.
+        options: fields of the method, copied into the plan.
+
+    Returns:
+        A plan of whole tokens. At budget 1 it has no steps.
+
+    Raises:
+        UnreachableBudget: a budget lower than these sites can reach; it carries the lowest.
+        InvalidPlan: a budget outside (0, 1], a site that the model does not have.
+
+    Example:
+        >>> plan = solve(shape, 0.6, sites=(Site("vision", 4), Site("language", 2)))
+    """
+    check_share("budget", budget, positive=True)
+    check_share("balance", balance)
+    workload = workload or Workload()
+    sites = default_sites(shape, method) if sites is None else _ordered(sites)
+    check_sites(shape, sites)
+    if raters is None:
+        raters = {stack: rater_count(names, shape, workload, stack) for stack, names in RATERS.get(method, RATERS["atp"]).items()}
+    empty = Plan(method, (), dict(options or {}), float(budget))
+    if budget == 1:
+        return empty
+    family = _Family(shape, workload, sites, balance, raters, empty)
+    if any(site.stack == "pixels" for site in sites):
+        return family.smaller_image()
+    return family.pruned()
+
+
+def plan_cost(shape: ModelShape, workload: Workload, plan: Plan, raters: Mapping[str, float]) -> float:
+    """Share of the unpruned FLOPs that a plan is expected to spend, selection included."""
+    lengths = lengths_of(shape, workload, plan)
+    spent = count(shape, workload, lengths, selection_flops(shape, workload, plan, raters, lengths))
+    return spent.total / count(shape, workload).total
+
+
+@dataclass(frozen=True)
+class _Family:
+    """All plans over the same sites, ordered by strength."""
+
+    shape: ModelShape
+    workload: Workload
+    sites: tuple[Site, ...]
+    balance: float
+    raters: Mapping[str, float]
+    empty: Plan
+
+    @property
+    def budget(self) -> float:
+        return float(self.empty.budget or 0.0)
+
+    def affordable(self, plan: Plan) -> bool:
+        return self.cost(plan) <= self.budget * (1 + _SLACK)
+
+    def cost(self, plan: Plan) -> float:
+        return plan_cost(self.shape, self.workload, plan, self.raters)
+
+    def started(self, site: Site) -> int:
+        """Tokens of one image that the site's stack starts with."""
+        return self.shape.visual if site.stack == "language" else self.shape.patches
+
+    def pruned(self) -> Plan:
+        counts = self.counts
+        least = self.plan(counts(self.limit))
+        if not self.affordable(least):
+            raise self.unreachable(least)
+        found = counts(_bisect(lambda s: self.affordable(self.plan(counts(s))), self.limit))
+        return self.plan(self.filled(found))
+
+    def smaller_image(self) -> Plan:
+        if len(self.sites) > 1:
+            raise InvalidPlan(
+                f"the site pixels:0 stands alone (a smaller image), got it with {', '.join(map(str, self.sites[1:]))}; "
+                "use sites=(Site('pixels', 0),)"
+            )
+        side = math.isqrt(self.shape.patches)
+        if side * side != self.shape.patches:
+            raise InvalidPlan(
+                f"method 'resize' needs a square grid of patches, this tower has {self.shape.patches}; use method='uniform'"
+            )
+        for smaller in range(side - 1, 0, -1):
+            plan = self.plan([smaller * smaller])
+            if self.affordable(plan):
+                return plan
+        raise self.unreachable(self.plan([1]) if side > 1 else self.empty)
+
+    @property
+    def weights(self) -> tuple[float, float]:
+        """Speed of the tower and of the language model; the faster has 1, a stack without sites does not slow the other."""
+        stacks = {site.stack for site in self.sites}
+        if len(stacks) < 2:
+            return 1.0, 1.0
+        most = max(self.balance, 1 - self.balance)
+        return self.balance / most, (1 - self.balance) / most
+
+    @property
+    def limit(self) -> float:
+        """Strength at which every stack that moves has given everything."""
+        return 1.0 / min((weight for weight in self.weights if weight > 0), default=1.0)
+
+    def counts(self, strength: float) -> list[int]:
+        """Tokens of one image that stay at each site."""
+        found: list[int] = []
+        for stack, weight in zip(("vision", "language"), self.weights, strict=True):
+            sites = [site for site in self.sites if site.stack == stack]
+            if not sites:
+                continue
+            started = self.started(sites[0])
+            enters = visual_after(self.shape, found[-1]) if stack == "language" and found else float(started)
+            ratio = started ** -min(1.0, strength * weight)
+            for index in range(1, len(sites) + 1):
+                found.append(min(whole(ratio**index, enters), int(enters)))
+        return found
+
+    def filled(self, counts: list[int]) -> list[int]:
+        """Give back single tokens, last sites first, as far as the budget permits."""
+        counts, grown = list(counts), True
+        while grown:
+            grown = False
+            for index in reversed(range(len(counts))):
+                more = [n + (i == index) for i, n in enumerate(counts)]
+                if self.nested(more) and self.affordable(self.plan(more)):
+                    counts, grown = more, True
+        return counts
+
+    def nested(self, counts: Sequence[int]) -> bool:
+        """Whether no site keeps more than is alive there."""
+        alive, stack = float("inf"), ""
+        for site, kept in zip(self.sites, counts, strict=True):
+            if site.stack != stack:
+                crossed = stack == "vision" and site.stack == "language"
+                alive = visual_after(self.shape, alive) if crossed else self.started(site)
+                stack = site.stack
+            if kept > alive:
+                return False
+            alive = kept
+        return True
+
+    def plan(self, counts: Sequence[int]) -> Plan:
+        """Write counts as steps, leaving out those that remove nothing."""
+        steps: list[Step] = []
+        alive, stack = 0.0, ""
+        for site, kept in zip(self.sites, counts, strict=True):
+            if site.stack != stack:
+                crossed = stack == "vision" and site.stack == "language"
+                alive = visual_after(self.shape, alive) if crossed else float(self.started(site))
+                stack = site.stack
+            if kept < alive:
+                steps.append(Step(site, kept / self.started(site)))
+            alive = kept
+        return replace(self.empty, steps=tuple(steps))
+
+    def unreachable(self, least: Plan) -> UnreachableBudget:
+        stacks = {site.stack for site in self.sites}
+        idle = {0.0: "tower", 1.0: "language model"}.get(float(self.balance)) if len(stacks) > 1 else None
+        fix = f"or a balance that prunes the {idle} too, e.g. balance={BALANCE}" if idle else "or earlier sites"
+        lowest = math.ceil(self.cost(least) * 100 - 1e-6) / 100
+        where = ", ".join(map(str, self.sites)) or "none"
+        work = f"images={self.workload.images}, text={self.workload.text}, answer={self.workload.answer}"
+        return UnreachableBudget(
+            f"budget {self.budget:g} cannot be reached by method {self.empty.method!r} at the sites {where} ({work}): "
+            f"the lowest reachable is {lowest:.2f}; use budget={lowest:.2f} {fix}",
+            lowest,
+        )
+
+
+def _ordered(sites: Iterable[Site]) -> tuple[Site, ...]:
+    return tuple(sorted(set(sites), key=lambda site: (STACKS.index(site.stack), site.layer)))
+
+
+def _bisect(good: Callable[[float], bool], high: float) -> float:
+    """Smallest strength found in (0, high] that is good; `high` is known to be."""
+    low = 0.0
+    for _ in range(50):
+        middle = (low + high) / 2
+        low, high = (low, middle) if good(middle) else (middle, high)
+    return high
+
+
+def check_share(name: str, value: float, positive: bool = False) -> None:
+    """Refuse what is not a share: in [0, 1], or in (0, 1] where `positive`; NaN is none.
+
+    Raises:
+        InvalidPlan: naming the value, the interval and an example.
+    """
+    number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    if not number or not (0 < value <= 1 if positive else 0 <= value <= 1):
+        interval, example = ("(0, 1]", "0.6") if positive else ("[0, 1]", "0.5")
+        raise InvalidPlan(f"{name} is a share in {interval}, got {value!r}; e.g. {name}={example}")
