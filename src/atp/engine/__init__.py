@@ -1,0 +1,7 @@
+"""`prune` and what it is made of: the only place where adapters, methods and budgets meet."""
+
+from atp.engine.block import prune as prune
+from atp.engine.report import Report as Report
+from atp.engine.run import Run as Run
+
+__all__ = ["Report", "Run", "prune"]

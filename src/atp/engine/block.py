@@ -1,0 +1,169 @@
+"""`prune`: hooks in, hooks out. Knows no family's names. Part of the engine."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+from atp.adapters import adapt
+from atp.adapters.base import Args, Kwargs, StackView
+from atp.budget.calibration import Calibration
+from atp.budget.cost import Workload
+from atp.engine.choice import rater_kinds
+from atp.engine.planning import check_plan, decide
+from atp.engine.run import Run
+from atp.errors import AlreadyPruned, NothingPruned
+from atp.plan import Plan
+
+
+@contextmanager
+def prune(
+    model: nn.Module,
+    budget: float | None = None,
+    method: str | None = None,
+    plan: Plan | str | Path | None = None,
+    calibration: Calibration | str | Path | None = None,
+    processor: Any = None,
+    strict: bool = False,
+    *,
+    record_all_scores: bool = False,
+    template_ids: frozenset[int] | None = None,
+    workload: Workload | None = None,
+    **method_options: Any,
+) -> Iterator[Run]:
+    """Prune the visual tokens of everything the model does inside the block.
+
+    Args:
+        model: a supported model with its language head, e.g. LLaVA. It is not changed: hooks come and go.
+        budget: share of the unpruned FLOPs to spend, in (0, 1]; 0.6 if nothing else decides.
+        method: registered name, `"atp"` if nothing else decides.
+        plan: a `Plan`, or a file written by `Plan.save`; excludes `budget` and `calibration`.
+        calibration: a `Calibration` or its file; gives the plan of that budget.
+        processor: the model's processor; from it come the ids of the chat template, which ask no question.
+        strict: raise instead of warning where nothing was pruned.
+        record_all_scores: score also at sites where nothing leaves (for calibration).
+        template_ids: more such ids.
+        workload: `Workload` to solve the plan for.
+        method_options: fields of the method, e.g. `alpha=0.7`.
+
+    Yields:
+        The run: `run.plan`, `run.trace`, `run.report()`.
+
+    Raises:
+        UnsupportedModel, UnknownMethod, InvalidPlan: as they say.
+        AlreadyPruned: the model is inside another such block.
+        NothingPruned: `strict` and no token left.
+
+    Example:
+        >>> with atp.prune(model, budget=0.6) as run:
+        ...     out = model.generate(**inputs)
+        >>> print(run.report())
+    """
+    run = _prepare(model, budget, method, plan, calibration, workload, method_options)
+    run.chooser.score_all = record_all_scores
+    run.chooser.template = run.adapter.template_ids(processor) | (template_ids or frozenset())
+    handles: list[Any] = []
+    try:
+        _install(run, handles)
+        yield run
+    finally:
+        for handle in handles:
+            handle.remove()
+    _check_pruned(run, strict)
+
+
+def _prepare(
+    model: nn.Module,
+    budget: float | None,
+    method: str | None,
+    plan: Plan | str | Path | None,
+    calibration: Calibration | str | Path | None,
+    workload: Workload | None,
+    options: dict[str, Any],
+) -> Run:
+    """Find adapter, method and plan, and refuse what does not fit together; nothing is hooked yet."""
+    adapter = adapt(model)
+    if any(isinstance(getattr(hook, "__self__", None), Run) for hook in adapter.base._forward_pre_hooks.values()):
+        raise AlreadyPruned(
+            "this model is already inside a `with atp.prune(...)` block; leave it first, or put both budgets into one plan"
+        )
+    chosen, built = decide(adapter, budget, method, plan, calibration, workload, options)
+    check_plan(adapter, chosen, built)
+    return Run(adapter, built, chosen)
+
+
+def _install(run: Run, handles: list[Any]) -> None:
+    """Register all hooks; the handles that exist are in the list whatever happens."""
+    adapter = run.adapter
+
+    def before(module: nn.Module, hook: Any) -> None:
+        handles.append(module.register_forward_pre_hook(hook, with_kwargs=True))
+
+    def after(module: nn.Module, hook: Any, **options: Any) -> None:
+        # First in the row: recorded hidden states must have their full length.
+        handles.append(module.register_forward_hook(hook, prepend=True, **options))
+
+    before(adapter.top, run.enter_top)
+    before(adapter.base, run.enter_base)
+    after(adapter.base, run.leave_base, always_call=True)
+    before(adapter.tower, run.enter_tower)
+    after(adapter.tower, run.leave_tower)
+    handles.append(adapter.connector.register_forward_pre_hook(run.enter_connector))
+    after(adapter.connector, run.leave_connector)
+    before(adapter.text, run.enter_text)
+    after(adapter.text, run.leave_text, with_kwargs=True)
+    for view in (adapter.vision, adapter.language):
+        steps = run.steps(view.name)
+        if view.name == "vision" and not steps:
+            continue
+        watched = {layer - 1 for layer in steps if layer and rater_kinds(run.method, view)}
+        for index, layer in enumerate(view.layers):
+            _hook_layer(run, view, index, layer, index in watched, before, after)
+
+
+def _hook_layer(run: Run, view: StackView, index: int, layer: nn.Module, watched: bool, before: Any, after: Any) -> None:
+    """Register the hooks of one layer, and of its projections where the next site reads them."""
+
+    def enter(module: nn.Module, args: Args, kwargs: Kwargs) -> tuple[Args, Kwargs] | None:
+        running = run.running(view)
+        return None if running is None else running.enter(index, args, kwargs, watched)
+
+    def leave(module: nn.Module, args: Args, output: Any) -> Any:
+        running = run.running(view)
+        return None if running is None else running.leave(output)
+
+    before(layer, enter)
+    after(layer, leave)
+    if not watched:
+        return
+    for name, projection in zip(("queries", "keys"), view.projections(index), strict=True):
+
+        def take(module: nn.Module, args: Args, output: Tensor, name: str = name) -> None:
+            running = run.running(view)
+            if running is not None:
+                running.captured(name, output)
+
+        after(projection, take)
+
+
+def _check_pruned(run: Run, strict: bool) -> None:
+    """Say so if the block pruned nothing.
+
+    Raises:
+        NothingPruned: if strict.
+    """
+    if run.dropped:
+        return
+    if run.forwards:
+        told = f"the plan ({len(run.plan.steps)} steps) removed no token in {run.forwards} forwards; lower the budget"
+    else:
+        told = "no forward with an image ran inside the block; pass pixel_values"
+    if strict:
+        raise NothingPruned(told)
+    if run.forwards:
+        warnings.warn(told, UserWarning, stacklevel=4)

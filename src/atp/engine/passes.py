@@ -1,0 +1,198 @@
+"""One forward through one stack: which rows each layer runs on, and what it is called with. Part of the engine.
+
+The residual stream keeps its full length. A layer gets the rows of the subset in force, with mask columns and rotary phases cut
+to match, and its output is written back over the full residual.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from atp.adapters.base import Adapter, Args, Kwargs, LayerCall, StackView
+from atp.cache import Columns, SubsetStore
+from atp.engine.census import Census
+from atp.engine.choice import Capture, Chooser, cut_phases
+from atp.plan import Step
+from atp.subset import Subset, build, close, cut_mask, gather, open_rows, ragged_mask, scatter
+from atp.tokens import Record
+
+
+class StackPass:
+    """State of one forward through one stack.
+
+    Args:
+        adapter: the model.
+        view: the stack.
+        census: its visual tokens; None = follow a cache that already lacks some, prune nothing.
+        steps: by layer.
+        chooser: decides at them.
+        forward: number of the forward.
+    """
+
+    def __init__(
+        self,
+        adapter: Adapter,
+        view: StackView,
+        census: Census | None,
+        steps: Mapping[int, Step],
+        chooser: Chooser,
+        forward: int,
+    ) -> None:
+        self.adapter, self.view, self.census = adapter, view, census
+        self.steps, self.chooser, self.forward = steps, chooser, forward
+        self.records: list[Record] = []
+        self.subset: Subset | None = None
+        self.capture: Capture | None = None
+        self.armed = False
+        self.full: Tensor | None = None  # residual before the running layer
+        self.first: Tensor | None = None  # residual before layer 0
+        self._narrow: tuple[Tensor, Tensor] | None = None  # last full output and the rows it was made of
+        self._memo: dict[tuple[Any, ...], tuple[Any, ...]] = {}
+        if census is not None and census.counts != census.started:
+            self._shrink()
+
+    def _shrink(self) -> None:
+        assert self.census is not None
+        self.subset = build(self.census.live(), self.census.live_counts())
+        self._memo.clear()
+        self._narrow = None
+
+    def enter(self, layer: int, args: Args, kwargs: Kwargs, watched: bool) -> tuple[Args, Kwargs] | None:
+        """Return what the layer shall be called with; None = as it is.
+
+        Args:
+            layer: its number.
+            args, kwargs: what the model calls it with.
+            watched: whether the next layer has a site that reads this layer's rows.
+        """
+        call = self.view.read(args, kwargs)
+        self.full = call.hidden
+        if layer == 0:
+            self.first = call.hidden
+        self._decide(layer, call.hidden)
+        store = None
+        if call.cache is not None:
+            store = self.adapter.cache_layer(call.cache, layer)
+            if store is None and self.subset is not None:
+                store = self.adapter.make_cache_layer(call.cache, layer)
+        changed = self._cut(call, store)
+        if watched and self.census is not None:
+            seen = changed or call
+            past = self.adapter.stored_keys(call.cache, layer)
+            self.capture, self.armed = Capture(self.subset, seen.mask, seen.phases, past), True
+        return None if changed is None else self.view.write(args, kwargs, changed)
+
+    def _decide(self, layer: int, hidden: Tensor) -> None:
+        """Apply the step at the input of a layer, if there is one."""
+        step = self.steps.get(layer)
+        if step is None or self.census is None:
+            return
+        before = list(self.census.counts)
+        with torch.no_grad():
+            record = self.chooser.choose(step, self.view, self.census, self.capture, hidden, self.forward)
+            if record.counts != before:
+                self._shrink()
+        self.records.append(record)
+        self.capture = None
+
+    def _cut(self, call: LayerCall, store: SubsetStore | None) -> LayerCall | None:
+        """Return the call on the rows that run, and tell the cache what comes; None = nothing changes."""
+        subset, length = self.subset, call.hidden.shape[1]
+        if subset is None and (store is None or store.base is None):
+            return None
+        past = 0 if store is None else store.seen
+        columns = self._columns(call.hidden, store)
+        if store is not None:
+            store.announce(length, None if subset is None else columns)
+        mask = self._mask(call, columns, past + length)
+        if subset is None:
+            return None if mask is call.mask else LayerCall(call.hidden, mask, call.phases, call.cache)
+        phases = self._remember(("phases", id(call.phases)), lambda: (cut_phases(call.phases, subset), call.phases))[0]
+        return LayerCall(self._rows(call.hidden, subset), mask, phases, call.cache)
+
+    def _rows(self, hidden: Tensor, subset: Subset) -> Tensor:
+        """Gather, unless nothing touched the residual since the layer before wrote the same rows."""
+        if self._narrow is not None and self._narrow[0] is hidden and subset.valid is None:
+            return self._narrow[1]
+        return gather(hidden, subset)
+
+    def _columns(self, hidden: Tensor, store: SubsetStore | None) -> Columns:
+        """Return the positions of the keys that this layer will attend to."""
+        subset, batch, length = self.subset, hidden.shape[0], hidden.shape[1]
+        if subset is None:
+            assert store is not None and store.base is not None
+            tail = store.stored - store.base.size
+            return store.base.extend(store.seen - tail, tail + length)
+        if store is None or store.stored == 0:
+            fresh: Columns = self._remember(("fresh",), lambda: (Columns(subset.rows, subset.valid),))[0]
+            return fresh
+        base, seen = store.base, store.seen
+        known = ("columns", id(base), seen, store.stored)
+        joined: Columns = self._remember(known, lambda: (_join(store.columns(batch, hidden.device), subset, seen), base))[0]
+        return joined
+
+    def _mask(self, call: LayerCall, columns: Columns, total: int) -> Tensor | None:
+        key = ("mask", id(call.mask), id(columns))
+        made: Tensor | None = self._remember(key, lambda: (self._cut_mask(call, columns, total), call.mask, columns))[0]
+        return made
+
+    def _cut_mask(self, call: LayerCall, columns: Columns, total: int) -> Tensor | None:
+        subset = self.subset
+        rows = None if subset is None else subset.rows
+        if call.mask is None:
+            if columns.valid is None:
+                return None
+            queries = call.hidden.shape[1] if subset is None else subset.size
+            dtype = call.hidden.dtype if self.view.additive_masks else None
+            return ragged_mask(columns.valid, queries, self.view.causal, dtype)
+        mask = cut_mask(call.mask, rows, columns.positions, total)
+        if columns.valid is not None:
+            mask = close(mask, columns.valid)
+        if subset is not None and subset.valid is not None:
+            mask = open_rows(mask, subset.valid)
+        return mask
+
+    def _remember(self, key: tuple[Any, ...], make: Any) -> tuple[Any, ...]:
+        """Compute once per subset. What is made keeps its sources alive, so that no `id` is used twice."""
+        if key not in self._memo:
+            self._memo[key] = make()
+        return self._memo[key]
+
+    def leave(self, output: Any) -> Any:
+        """Return the layer's output at full length; None = as it is."""
+        self.armed = False
+        full, self.full = self.full, None
+        if self.subset is None:
+            return None
+        assert full is not None
+        part = output[0] if isinstance(output, tuple) else output
+        wide = scatter(full, part, self.subset)
+        self._narrow = (wide, part)
+        return (wide, *output[1:]) if isinstance(output, tuple) else wide
+
+    def captured(self, which: str, output: Tensor) -> None:
+        """Take a projection's output, if a site wants it."""
+        if self.armed and self.capture is not None:
+            setattr(self.capture, which, output.detach())
+
+    def widen(self, state: Tensor) -> Tensor:
+        """Give back the full length to the one state that is recorded before our hooks: the input of layer 0."""
+        if self.first is None or state.shape[1] == self.first.shape[1]:
+            return state
+        return self.first
+
+
+def _join(old: Columns, subset: Subset, seen: int) -> Columns:
+    """Append a subset's rows, at logical positions after `seen`, to stored columns."""
+    positions = torch.cat([old.positions, subset.rows + seen], dim=1)
+    if old.valid is None and subset.valid is None:
+        return Columns(positions, None)
+    parts = [
+        torch.ones_like(place, dtype=torch.bool) if valid is None else valid
+        for place, valid in ((old.positions, old.valid), (subset.rows, subset.valid))
+    ]
+    return Columns(positions, torch.cat(parts, dim=1))

@@ -1,0 +1,170 @@
+"""Which plan is in force: given, solved for a budget, or read from a calibration; and whether the model can follow it."""
+
+from __future__ import annotations
+
+import dataclasses
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from atp.adapters.base import Adapter
+from atp.budget.calibration import Calibration, fingerprint
+from atp.budget.cost import Workload, check_sites, rater_count
+from atp.budget.solve import default_sites, solve
+from atp.engine.choice import rater_kinds
+from atp.errors import InvalidPlan
+from atp.methods import METHODS, Method
+from atp.plan import Plan
+from atp.registry import did_you_mean
+
+BUDGET = 0.6
+METHOD = "atp"
+CALIBRATION = "atp_calibration.json"
+
+
+def decide(
+    adapter: Adapter,
+    budget: float | None,
+    method: str | None,
+    plan: Plan | str | Path | None,
+    calibration: Calibration | str | Path | None,
+    workload: Workload | None,
+    options: Mapping[str, Any],
+) -> tuple[Plan, Method]:
+    """Return the plan in force and its method, built.
+
+    Raises:
+        InvalidPlan: two sources of a plan at once, options the method does not have, an unreachable budget.
+        UnknownMethod: an unregistered name.
+    """
+    if plan is not None:
+        if budget is not None or calibration is not None:
+            other = "budget" if budget is not None else "calibration"
+            raise InvalidPlan(f"both plan= and {other}= decide how many tokens stay; give one of them")
+        given = Plan.load(plan) if isinstance(plan, (str, Path)) else plan
+        if not isinstance(given, Plan):
+            raise InvalidPlan(
+                f"plan is an atp.Plan or the path of one, got {type(plan).__name__}; e.g. plan=Plan.load('plan.yaml')"
+            )
+        return with_options(given, method, options)
+    name = method or METHOD
+    built = make_method(name, options)
+    budget = BUDGET if budget is None else budget
+    if calibration is None and name == METHOD and not options:
+        calibration = own_calibration(adapter, budget)
+    if calibration is not None:
+        return from_calibration(adapter, calibration, budget, method, options)
+    shape = adapter.shape
+    workload = workload or Workload()
+    sites = built.default_sites(shape)
+    if sites is None:
+        sites = tuple(site for site in default_sites(shape, name) if site.stack in built.stacks)
+    solved = solve(
+        shape,
+        budget,
+        name,
+        workload,
+        sites,
+        raters=rater_rows(adapter, built, workload),
+        options=dict(options),
+    )
+    return solved, built
+
+
+def with_options(plan: Plan, method: str | None, options: Mapping[str, Any]) -> tuple[Plan, Method]:
+    """Return the plan with the caller's options laid over its own, and its method.
+
+    Raises:
+        InvalidPlan: the plan is of another method.
+    """
+    if method is not None and method != plan.method:
+        raise InvalidPlan(f"the plan is of method {plan.method!r}, got method={method!r}; leave method= away")
+    if options:
+        plan = dataclasses.replace(plan, options={**plan.options, **options})
+    return plan, make_method(plan.method, plan.options)
+
+
+def from_calibration(
+    adapter: Adapter, calibration: Calibration | str | Path, budget: float, method: str | None, options: Mapping[str, Any]
+) -> tuple[Plan, Method]:
+    """Return the calibrated plan of a budget.
+
+    Raises:
+        InvalidPlan: a calibration of another model or method, or one that does not reach the budget.
+    """
+    table = Calibration.load(calibration) if isinstance(calibration, (str, Path)) else calibration
+    if not isinstance(table, Calibration):
+        raise InvalidPlan(f"calibration is a Calibration or the path of one, got {type(calibration).__name__}")
+    return with_options(table.plan_for(budget, fingerprint(adapter.model.named_parameters())), method, options)
+
+
+def own_calibration(adapter: Adapter, budget: float) -> Calibration | None:
+    """Return the calibration in the model's own folder, if there is one that fits these weights and this budget."""
+    folder = str(getattr(getattr(adapter.model, "config", None), "_name_or_path", "") or "")
+    path = Path(folder) / CALIBRATION
+    if not folder or not path.is_file():
+        return None
+    table = Calibration.load(path)
+    low, high = table.reach
+    if not low <= budget <= high or table.method != METHOD:
+        return None
+    if not table.fingerprint.matches(fingerprint(adapter.model.named_parameters())):
+        warnings.warn(
+            f"{path} was made for other weights and is not used; calibrate this model, or remove the file", stacklevel=5
+        )
+        return None
+    return table
+
+
+def make_method(name: str, options: Mapping[str, Any]) -> Method:
+    """Build a method from its name and options.
+
+    Raises:
+        UnknownMethod: an unregistered name.
+        InvalidPlan: an option that it does not have.
+    """
+    cls = METHODS.get(name)
+    known = [entry.name for entry in dataclasses.fields(cls)]
+    for option in options:
+        if option not in known:
+            raise InvalidPlan(
+                f"method {name!r} has no option {option!r}.{did_you_mean(option, known)} Known: {', '.join(known) or 'none'}"
+            )
+    return cls(**options)
+
+
+def rater_rows(adapter: Adapter, method: Method, workload: Workload) -> dict[str, float]:
+    """Return how many rows the method computes at a site of each stack."""
+    views = (adapter.vision, adapter.language)
+    return {view.name: rater_count(rater_kinds(method, view), adapter.shape, workload, view.name) for view in views}
+
+
+def check_plan(adapter: Adapter, plan: Plan, method: Method) -> None:
+    """Refuse steps that this model or method cannot follow.
+
+    Raises:
+        InvalidPlan: naming the step and what to use instead.
+    """
+    check_sites(adapter.shape, [step.site for step in plan.steps])
+    views = {view.name: view for view in (adapter.vision, adapter.language)}
+    stacks = {step.site.stack for step in plan.steps}
+    if "pixels" in stacks and len(plan.steps) > 1:
+        raise InvalidPlan("the site pixels:0 (a smaller image) stands alone; remove the plan's other steps")
+    for step in plan.steps:
+        site = step.site
+        if site.stack not in method.stacks:
+            raise InvalidPlan(f"method {method.name!r} prunes {' and '.join(method.stacks)} only, the plan has a step at {site}")
+        if step.kinds != ("visual",):
+            raise InvalidPlan(
+                f"step at {site}: only visual tokens can leave, got kinds={list(step.kinds)}; use kinds=('visual',)"
+            )
+        if site.stack == "pixels":
+            if step.adaptive:
+                raise InvalidPlan("the step at pixels:0 has one size for all images; set its threshold to None")
+            continue
+        if site.layer == 0 and rater_kinds(method, views[site.stack]):
+            raise InvalidPlan(
+                f"method {method.name!r} scores with attention of the layer before a site, so {site} is too early; "
+                f"use {site.stack}:1 or later"
+            )

@@ -1,0 +1,69 @@
+"""The controls that every table needs: keep all, keep at random, keep an even grid. They look at no attention."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from atp.budget.shape import ModelShape
+from atp.methods.base import Method, register
+from atp.plan import Site
+from atp.tokens import Tokens
+
+
+@register("none")
+@dataclass(frozen=True)
+class KeepAll(Method):
+    """Score all tokens alike. For plans that keep everything: what runs is the untouched model."""
+
+    def default_sites(self, shape: ModelShape) -> tuple[Site, ...]:
+        """Return none."""
+        return ()
+
+    def score(self, tokens: Tokens) -> Tensor:
+        """Return ones."""
+        return torch.ones(tokens.alive.shape, device=tokens.alive.device)
+
+
+@register("random")
+@dataclass(frozen=True)
+class Random(Method):
+    """Score by a hash of seed, stack, layer and the token's number: the same for every row, batch and machine.
+
+    Cost: none.
+    """
+
+    seed: int = 0
+
+    def score(self, tokens: Tokens) -> Tensor:
+        """Return hashes in [0, 1)."""
+        count = tokens.alive.shape[1]
+        salt = (self.seed * 2 + (tokens.stack == "language")) * 1009 + tokens.layer
+        value = torch.arange(count, device=tokens.alive.device) + (salt % 65521) * 65536
+        for factor in (0x45D9F3B, 0x119DE1F3):  # two rounds of xor-shift-multiply; 32 bits, so exact in int64
+            value = ((value ^ (value >> 16)) * factor) & 0xFFFFFFFF
+        value = value ^ (value >> 16)
+        return ((value >> 8).to(torch.float32) / 2**24).expand_as(tokens.alive)
+
+
+@register("uniform")
+@dataclass(frozen=True)
+class Uniform(Method):
+    """Keep an even grid: tokens are ranked by the ordered-dither (Bayer) matrix of their patch, so any count is spread evenly.
+
+    A token that is no patch (a class token among the visual ones) stays. Cost: none.
+    """
+
+    def score(self, tokens: Tokens) -> Tensor:
+        """Return minus the dither rank."""
+        row, column = tokens.position.unbind(1)
+        rank = torch.zeros_like(row)
+        bits = max(max(tokens.grid) - 1, 1).bit_length()
+        for bit in range(bits):  # the lowest bit of the place is the highest of the rank
+            x, y = (column >> bit) & 1, (row >> bit) & 1
+            rank = rank * 4 + 2 * (x ^ y) + y
+        rank = rank.masked_fill(row < 0, -1)
+        score = 1.0 / (2.0 + rank.to(torch.float32))
+        return score.expand_as(tokens.alive)

@@ -1,0 +1,75 @@
+"""A few rows of a layer's attention, recomputed from its own projections: raters x keys, never the full square.
+
+Pure tensor code. Knows nothing of methods or models.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def spread(candidates: Tensor, cap: int) -> tuple[Tensor, Tensor]:
+    """Choose at most `cap` evenly spaced candidates of each row, in order, without a device sync.
+
+    Args:
+        candidates: `[B, T]` bool.
+        cap: most to choose.
+
+    Returns:
+        index `[B, R]` int64 and valid `[B, R]` bool, R = min(cap, T); invalid places point anywhere.
+
+    Example:
+        >>> spread(torch.ones(1, 6, dtype=torch.bool), 2)[0]
+        tensor([[2, 5]])
+    """
+    size = min(cap, candidates.shape[1])
+    total = candidates.sum(1, keepdim=True)
+    rank = candidates.cumsum(1) - 1
+    slot = (rank + 1) * size // total.clamp(min=1)
+    before = rank * size // total.clamp(min=1)
+    chosen = candidates & ((total <= size) | (slot > before))
+    index = torch.sort((~chosen).to(torch.uint8), dim=1, stable=True).indices[:, :size]
+    return index, chosen.gather(1, index)
+
+
+def rotate(states: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Apply rotary phases in the half-split convention.
+
+    Args:
+        states: `[B, H, T, d]`.
+        cos, sin: `[B or 1, T, d]`.
+    """
+    first, second = states.chunk(2, dim=-1)
+    turned = torch.cat((-second, first), dim=-1)
+    return states * cos.unsqueeze(1) + turned * sin.unsqueeze(1)
+
+
+def split_heads(states: Tensor, head_dim: int) -> Tensor:
+    """`[B, T, H * d]` -> `[B, H, T, d]`."""
+    return states.view(*states.shape[:-1], -1, head_dim).transpose(1, 2)
+
+
+def attention_rows(queries: Tensor, keys: Tensor, allowed: Tensor | None, scaling: float) -> Tensor:
+    """Return the softmax rows of some queries, averaged over the heads.
+
+    Args:
+        queries: `[B, H, R, d]`, rotary phases applied.
+        keys: `[B, H_kv, C, d]`; H is a multiple of H_kv (grouped queries).
+        allowed: bool (True = attend) or additive, broadcastable to `[B, H, R, C]`; None = all.
+        scaling: factor of the products.
+
+    Returns:
+        `[B, R, C]` in float32, or float64 for double inputs; each row sums to 1.
+    """
+    batch, heads, raters, width = queries.shape
+    groups = keys.shape[1]
+    wide = torch.promote_types(queries.dtype, torch.float32)  # half precision overflows and ties
+    grouped = queries.to(wide).reshape(batch, groups, heads // groups * raters, width)  # key heads are not repeated
+    logits = (grouped @ keys.to(wide).transpose(-1, -2)).view(batch, heads, raters, -1) * scaling
+    if allowed is not None:
+        if allowed.dtype == torch.bool:
+            logits = logits.masked_fill(~allowed, torch.finfo(logits.dtype).min)
+        else:
+            logits = logits + allowed
+    return logits.softmax(-1).mean(1)

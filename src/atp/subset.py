@@ -1,0 +1,138 @@
+"""Which rows of a sequence run in a layer, and how tensors and masks of the full sequence are cut to them.
+
+Pure tensor code. A subset keeps the order of the sequence, so a causal sequence stays causal. Inputs that keep fewer tokens
+than their neighbours in the batch are padded on the left with distinct dropped tokens, which are masked and never written back.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Subset:
+    """The rows of `[B, T, ...]` that run.
+
+    Attributes:
+        rows: `[B, K]` int64, ascending among the valid ones.
+        valid: `[B, K]` bool, False on padding; None where every row is valid.
+        flat: `[B * K]` int64, the same rows in the flattened `[B * T, ...]`.
+        length: T.
+    """
+
+    rows: Tensor
+    valid: Tensor | None
+    flat: Tensor
+    length: int
+
+    @property
+    def size(self) -> int:
+        """K, the rows that run of each input."""
+        return self.rows.shape[1]
+
+
+def build(live: Tensor, counts: Sequence[int]) -> Subset:
+    """Make the subset of the live rows, right-aligned.
+
+    Args:
+        live: `[B, T]` bool.
+        counts: live rows of each input, known on the host: no device sync.
+
+    Example:
+        >>> build(torch.tensor([[True, False, True]]), [2]).rows
+        tensor([[0, 2]])
+    """
+    batch, length = live.shape
+    size = max(max(counts, default=0), 1)
+    # Stable: dropped rows first, then live ones, each in the order of the sequence.
+    order = torch.sort(live.to(torch.uint8), dim=1, stable=True).indices
+    rows = order[:, length - size :]
+    valid = None if min(counts) == size else live.gather(1, rows)
+    offsets = torch.arange(batch, device=live.device).unsqueeze(1) * length
+    return Subset(rows, valid, (rows + offsets).reshape(-1), length)
+
+
+def gather(full: Tensor, subset: Subset) -> Tensor:
+    """Cut `[B, T, ...]` (or `[1, T, ...]`, shared by all inputs) to `[B, K, ...]`."""
+    batch, size = subset.rows.shape
+    tail = full.shape[2:]
+    if full.shape[0] != batch:
+        return full[0].index_select(0, subset.rows.reshape(-1)).view(batch, size, *tail)
+    return full.reshape(-1, *tail).index_select(0, subset.flat).view(batch, size, *tail)
+
+
+def scatter(full: Tensor, part: Tensor, subset: Subset) -> Tensor:
+    """Return a copy of `[B, T, ...]` in which the subset's rows are those of `part` `[B, K, ...]`; padding changes nothing."""
+    tail = full.shape[2:]
+    if subset.valid is not None:
+        valid = subset.valid.reshape(*subset.valid.shape, *(1 for _ in tail))
+        part = torch.where(valid, part, gather(full, subset))
+    return full.reshape(-1, *tail).index_copy(0, subset.flat, part.reshape(-1, *tail).to(full.dtype)).view(full.shape)
+
+
+def cut_mask(mask: Tensor, rows: Tensor | None, columns: Tensor | None, total: int) -> Tensor:
+    """Cut a mask `[B or 1, H or 1, T, W]` to the rows that run and to the stored columns.
+
+    Args:
+        mask: bool (True = attend) or additive float. W may be smaller than `total` (sliding windows): its last column is
+            the last logical position.
+        rows: `[B, K]` positions in T; None = all.
+        columns: `[B, C]` logical positions of the keys; None = all W.
+        total: logical length of the keys.
+    """
+    if rows is not None:
+        batch, heads, width = rows.shape[0], mask.shape[1], mask.shape[3]
+        index = rows[:, None, :, None].expand(batch, heads, -1, width)
+        mask = mask.expand(batch, -1, -1, -1).gather(2, index)
+    if columns is None:
+        return mask
+    batch, heads, queries, width = columns.shape[0], mask.shape[1], mask.shape[2], mask.shape[3]
+    shifted = columns - (total - width)
+    index = shifted.clamp(min=0)[:, None, None, :].expand(batch, heads, queries, -1)
+    mask = mask.expand(batch, -1, -1, -1).gather(3, index)
+    return mask if width == total else close(mask, shifted >= 0)
+
+
+def close(mask: Tensor, valid: Tensor) -> Tensor:
+    """Forbid the columns where `valid` `[B, C]` is False in a bool or additive mask `[B, H, Q, C]`."""
+    allowed = valid[:, None, None, :]
+    if mask.dtype == torch.bool:
+        return mask & allowed
+    return mask.masked_fill(~allowed, torch.finfo(mask.dtype).min)
+
+
+def open_rows(mask: Tensor, valid: Tensor) -> Tensor:
+    """Let the padding rows (`valid` `[B, Q]` False) see everything: nobody reads them, and an empty row would be NaN."""
+    padding = ~valid[:, None, :, None]
+    if mask.dtype == torch.bool:
+        return mask | padding
+    return mask.masked_fill(padding, 0.0)
+
+
+def ragged_mask(valid: Tensor, queries: int, causal: bool, dtype: torch.dtype | None) -> Tensor:
+    """Build the mask that a ragged subset needs where the model itself gave none.
+
+    Args:
+        valid: `[B, C]` bool, False on padding columns.
+        queries: rows that run; the last one is the last column.
+        causal: whether a row sees only columns up to its own.
+        dtype: None for a bool mask, else the dtype of an additive one.
+
+    Returns:
+        `[B, 1, queries, C]`, or `[B, 1, 1, C]` where all rows see the same.
+    """
+    allowed = valid[:, None, None, :]
+    if causal and queries > 1:
+        width = valid.shape[1]
+        order = torch.ones(queries, width, dtype=torch.bool, device=valid.device).tril(width - queries)
+        allowed = allowed & order
+        allowed = open_rows(allowed, valid[:, width - queries :])
+    elif queries > 1:
+        allowed = allowed.expand(-1, 1, queries, -1)
+    if dtype is None:
+        return allowed
+    return torch.zeros(allowed.shape, dtype=dtype, device=valid.device).masked_fill(~allowed, torch.finfo(dtype).min)

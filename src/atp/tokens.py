@@ -1,0 +1,150 @@
+"""What a method sees (`Tokens`, `Rows`) and what a run remembers (`Record`, `Trace`). Knows tensors only.
+
+Tokens are numbered per input by the place they started with: patch 0 .. N-1 of an image in the tower, visual token 0 .. N-1 of
+a prompt in the language model. A number never changes, whatever has left before.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+RATERS = ("question", "last", "class", "visual")
+"""Kinds of raters, see `Rows`."""
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Attention that some raters pay to the tokens, averaged over the heads; softmax over all keys that a rater sees.
+
+    Raters are, per input: `question` the live text tokens after the last visual one, without template tokens; `last` the last
+    live prompt token; `class` the tower's class token; `visual` at most 32 evenly spaced visual tokens still alive.
+
+    Attributes:
+        values: `[B, R, N]`, 0 at tokens that are not alive.
+        valid: `[B, R]` bool; inputs with fewer raters have invalid ones.
+        sees: `[B, R, N]` bool, whether the rater may attend to the token (a causal mask hides later ones).
+    """
+
+    values: Tensor
+    valid: Tensor
+    sees: Tensor
+
+    def mean(self) -> Tensor:
+        """Mean over the raters, `[B, N]`."""
+        weight = self.valid.to(self.values.dtype).unsqueeze(-1)
+        return (self.values * weight).sum(1) / weight.sum(1).clamp(min=1)
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """The visual tokens at one site. N is the largest number that any input of the batch started with.
+
+    Attributes:
+        stack: "vision" or "language".
+        layer: the site's layer.
+        alive: `[B, N]` bool.
+        started: how many tokens each input started with.
+        position: `[N, 2]` int64, (row, column) in the patch grid; (-1, -1) for a token that is no patch.
+        image: `[N]` int64, which image of its input a token belongs to.
+        grid: (height, width) of the patch grid of an image.
+        rows: attention rows by kind of rater, those that the method `needs`.
+        carried: `[B, N]` last scores of the stack before, NaN where there is none; None at the first scored site.
+        kind: kind of the tokens.
+    """
+
+    stack: str
+    layer: int
+    alive: Tensor
+    started: tuple[int, ...]
+    position: Tensor
+    image: Tensor
+    grid: tuple[int, int]
+    rows: Mapping[str, Rows] = field(default_factory=dict)
+    carried: Tensor | None = None
+    kind: str = "visual"
+    _hidden: Callable[[], Tensor] | None = field(default=None, repr=False)
+
+    @cached_property
+    def hidden(self) -> Tensor:
+        """Hidden states `[B, N, D]`, gathered on first use; tokens that are gone have their last state."""
+        assert self._hidden is not None, "these tokens were made without hidden states"
+        return self._hidden()
+
+
+@dataclass(frozen=True)
+class Record:
+    """What one site did in one forward. Rows are images in the tower, prompts in the language model.
+
+    Attributes:
+        forward: number of the forward, from 0; the tower's pass belongs to the forward that reads its features.
+        stack, layer: the site.
+        input_index: which rows.
+        started: tokens each row's stack started with.
+        counts: tokens each row keeps.
+        keep: `[B, N]` bool on the device.
+        raw_scores: `[B, N]` on the device, NaN-free only where tokens were alive; None where nothing was scored.
+        alive: `[B, N]` bool, the tokens alive before.
+        seconds: host time of scoring and choosing.
+    """
+
+    forward: int
+    stack: str
+    layer: int
+    input_index: list[int]
+    started: list[int]
+    counts: list[int]
+    keep: Tensor = field(repr=False)
+    raw_scores: Tensor | None = field(repr=False)
+    alive: Tensor = field(repr=False)
+    seconds: float = 0.0
+
+    @cached_property
+    def kept(self) -> list[Tensor]:
+        """Per row the sorted original indices of the tokens kept, int64 on the CPU."""
+        return [row.nonzero().flatten() for row in self.keep.cpu()]
+
+    @cached_property
+    def scores(self) -> list[Tensor] | None:
+        """Per row the scores of the tokens alive before, in their order, on the CPU."""
+        if self.raw_scores is None:
+            return None
+        alive = self.alive.cpu()
+        return [row[alive[i]] for i, row in enumerate(self.raw_scores.cpu())]
+
+
+@dataclass
+class Trace:
+    """Everything a run did, forward by forward. Appended by the engine; read by reports, pictures and calibration.
+
+    Attributes:
+        records: in the order in which the sites were met.
+        grids: patch grid (height, width) of each image of the last forward.
+        image_rows: the prompt row of each image of the last forward, where known.
+    """
+
+    records: list[Record] = field(default_factory=list)
+    grids: list[tuple[int, int]] = field(default_factory=list)
+    image_rows: list[int] = field(default_factory=list)
+
+    def last(self, stack: str) -> list[Record]:
+        """Return the records of the last forward that met a site of the stack."""
+        mine = [record for record in self.records if record.stack == stack]
+        return [record for record in mine if record.forward == mine[-1].forward]
+
+    def kept(self, stack: str) -> dict[int, list[int]]:
+        """Return, for the last forward, the tokens kept at each site's layer, row by row."""
+        return {record.layer: list(record.counts) for record in self.last(stack)}
+
+    def alive_at_end(self, stack: str, row: int) -> Tensor:
+        """Return the sorted original indices of the row's tokens that left at no site of the stack."""
+        records = self.last(stack)
+        return records[-1].kept[row] if records else torch.empty(0, dtype=torch.int64)
+
+    def clear(self) -> None:
+        """Forget all records."""
+        self.records.clear()
