@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import random
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from build import ASSISTANT, EOS, PAD, PATCH, SIZE, USER, tokens_of
+from PIL import Image
 from torch import Tensor
 
-from atp.scenes.questions import ask, caption
+from atp.scenes.captions import caption
+from atp.scenes.catalog import CATEGORIES, COLOR_NAMES
+from atp.scenes.questions import ask
 from atp.scenes.render import render
 from atp.scenes.world import Scene, make_scene
 
@@ -35,6 +39,8 @@ class Batch:
     present: Tensor  # [B,46] float
     tokens: Tensor  # [B,K*T]
     targets: Tensor  # [B,K*T]
+    nouns: Tensor  # [n,2] (image, place in K*T) of every question token that names a category
+    where: Tensor  # [n,P] bool, the patches that it names; all False where there is none
 
 
 def patch_labels(scene: Scene, owner: np.ndarray) -> tuple[np.ndarray, ...]:
@@ -86,22 +92,38 @@ def make_batch(
     most: int = 9,
     captions: bool = False,
     split: str = "train",
+    drawn: int = SIZE,
+    taught: bool = False,
 ) -> Batch:
-    """Build one batch from scene seeds."""
+    """Build one batch from scene seeds; `drawn` larger than the model's size goes through the processor's bicubic resize.
+
+    With `taught`, questions come from `lesson` instead of the grammar's own shares.
+    """
+    names = {tokens_of(form, vocab)[0]: i for i, c in enumerate(CATEGORIES) for form in (c.name, c.plural)}
+    tints = {tokens_of(name, vocab)[0]: i for i, name in enumerate(COLOR_NAMES)}
     rows: list[tuple] = []
     for seed in seeds:
         scene = make_scene(seed, split, most=most, fewest=min(3, most))
-        image, owner = render(scene, SIZE)
+        image, owner = render(scene, drawn)
+        if drawn != SIZE:
+            image = np.asarray(Image.fromarray(image).resize((SIZE, SIZE), Image.Resampling.BICUBIC))
+            owner = owner[:: drawn // SIZE, :: drawn // SIZE]
         present = np.zeros(46, np.float32)
         present[[t.category for t in scene.things]] = 1
         if captions:
             sequences = [(CAPTION_PROMPT, caption(scene))]
         elif questions:
-            sequences = [(q.text, q.answer) for q in ask(scene, questions, seed=1)]
+            asked = [(q.text, q.answer) for q in ask(scene, questions, seed=1)]
+            sequences = lesson(scene, questions) if split == "train" and taught else asked
         else:
             sequences = []
         rows.append((image, *patch_labels(scene, owner), present, *pack(sequences, vocab, questions, length)))
     image, category, color, offset, center, present, tokens, targets = (list(c) for c in zip(*rows, strict=True))
+    nouns, where = [], []
+    for number, (ids, kinds, shades) in enumerate(zip(tokens, category, color, strict=True)):
+        places, masks = named_patches(ids, names, tints, kinds, shades)
+        nouns += [(number, place) for place in places]
+        where += masks
     pixels = torch.from_numpy(np.stack(image)).permute(0, 3, 1, 2).float() / 255
     return Batch(
         (pixels - MEAN) / STD,
@@ -112,7 +134,54 @@ def make_batch(
         torch.from_numpy(np.stack(present)),
         torch.tensor(tokens),
         torch.tensor(targets),
+        torch.tensor(nouns, dtype=torch.long).view(-1, 2),
+        torch.from_numpy(np.array(where, dtype=bool).reshape(-1, GRID * GRID)),
     )
+
+
+def drills(scene: Scene, rng: random.Random, count: int) -> list[tuple[str, str]]:
+    """One-object questions that the product's grammar does not ask: which half of the image, larger or smaller than usual.
+
+    They teach to read the place and the size of a named object, which relations and comparisons then have to compare.
+    """
+    names = [t.name for t in scene.things]
+    out = []
+    for thing in rng.choices([t for t in scene.things if names.count(t.name) == 1] or [None], k=count):
+        if thing is None:
+            break
+        form = rng.randrange(3)
+        if form == 0 and abs(thing.x - 0.5) > 0.04:
+            out.append((f"Is the {thing.name} left or right?", "left" if thing.x < 0.5 else "right"))
+        elif form == 1 and abs(thing.y - 0.5) > 0.04:
+            out.append((f"Is the {thing.name} above or below?", "above" if thing.y < 0.5 else "below"))
+        elif form == 2 and abs(thing.side - 0.24) > 0.02:
+            out.append((f"Is the {thing.name} bigger or smaller?", "bigger" if thing.side > 0.24 else "smaller"))
+    return list(dict.fromkeys(out))
+
+
+def lesson(scene: Scene, count: int) -> list[tuple[str, str]]:
+    """Draw training questions: a third in the grammar's own shares, the rest from the forms that are learned last."""
+    rng = random.Random(scene.seed)
+    plain = [(q.text, q.answer) for q in ask(scene, count // 3, seed=1)]
+    pairs = [(q.text, q.answer) for q in ask(scene, count // 3, seed=2, kinds=("relation", "comparison"))]
+    bound = [(q.text, q.answer) for q in ask(scene, count, seed=3, kinds=("existence", "color"))]
+    bound = [(t, a) for t, a in bound if a in ("yes", "no") and any(c in t for c in COLOR_NAMES)][: count // 5]
+    return list(dict.fromkeys([*plain, *pairs, *bound, *drills(scene, rng, count)]))[:count]
+
+
+def named_patches(
+    tokens: list[int], names: dict[int, int], tints: dict[int, int], category: np.ndarray, color: np.ndarray
+) -> tuple[list[int], list[np.ndarray]]:
+    """Find the tokens that name a category, and the patches that each one (with a colour word before it) stands for."""
+    places, masks = [], []
+    for place, token in enumerate(tokens):
+        if token in names:
+            mask = category == names[token] + 1
+            if place and tokens[place - 1] in tints:
+                mask = mask & (color == tints[tokens[place - 1]])
+            places.append(place)
+            masks.append(mask)
+    return places, masks
 
 
 PREFIX = [2, USER]  # <s> USER:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 TEXT_START = 2  # <s> USER: come before the image
+GUIDED_LAYERS, GUIDED_HEADS = (1, 2), 3  # whose attention `train.Guide` teaches at first
 
 
 def _heads(x: Tensor, heads: int) -> Tensor:  # [B,N,D] -> [B*H,N,d]
@@ -67,7 +68,8 @@ def language(
     visible: Tensor,
     rope_p: tuple[Tensor, Tensor],
     rope_t: tuple[Tensor, Tensor],
-) -> Tensor:
+    guided: bool = False,
+) -> tuple[Tensor, list[Tensor]]:
     """All language layers over one image prefix and K questions of T tokens each.
 
     Args:
@@ -75,9 +77,11 @@ def language(
         text: `[B,K*T,D]` embeddings of the questions, laid end to end.
         visible: additive causal mask within one question `[T,T]`.
         rope_p, rope_t: phases of the prefix `[P,d]` and of one question `[T,d]`.
+        guided: also return attention.
 
     Returns:
-        The questions' final hidden states `[B,K*T,D]`.
+        The questions' final hidden states `[B,K*T,D]`; if guided, per guided layer the attention of the first heads to the
+        prefix `[B,heads,K*T,P]`.
     """
     config = text_model.config
     heads, eps = config.num_attention_heads, config.rms_norm_eps
@@ -87,6 +91,7 @@ def language(
     causal = torch.full((p, p), float("-inf"), dtype=prefix.dtype).triu(1)
     scale = dh**-0.5
     last = len(text_model.layers) - 1
+    seen: list[Tensor] = []
     for index, layer in enumerate(text_model.layers):
         a: Any = layer.self_attn
         h = _norm(layer.input_layernorm.weight, prefix, eps)
@@ -103,11 +108,13 @@ def language(
         own = torch.matmul(q, k.transpose(-1, -2)) + visible  # [BH,K,T,T]
         far = torch.bmm(q.reshape(-1, kt, dh), kp.transpose(1, 2)).view(-1, k_questions, t, p)
         w = torch.cat((far, own), -1).softmax(-1)
+        if guided and index in GUIDED_LAYERS:
+            seen.append(w.view(-1, heads, kt, p + t)[:, :GUIDED_HEADS, :, :p])
         out = torch.bmm(w[..., :p].reshape(-1, kt, p), vp)
         out = out + torch.matmul(w[..., p:], v.view(-1, k_questions, t, dh)).view(-1, kt, dh)
         text = text + a.o_proj(_merge(out, heads))
         text = text + _mlp(layer.mlp, _norm(layer.post_attention_layernorm.weight, text, eps))
-    return _norm(text_model.norm.weight, text, eps)
+    return _norm(text_model.norm.weight, text, eps), seen
 
 
 def _mlp(mlp: nn.Module, h: Tensor) -> Tensor:

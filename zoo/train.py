@@ -13,22 +13,26 @@ import math
 import os
 import time
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
-from build import PAD, make_model, vocabulary
+from build import PAD, SIZE, make_model, tokens_of, vocabulary
 from data import PREFIX, Batch, make_batch
 from packed import TEXT_START, language, phases, tower
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from atp.scenes.catalog import CATEGORIES, COLOR_NAMES
+
 RUNS = Path(os.environ.get("ATP_ZOO_RUNS", Path(__file__).parent / "runs"))
 STAGES = ("vision", "language", "joint")
-BATCH = {"vision": 24, "language": 16, "joint": 16}
-RATE = {"vision": 1.2e-3, "language": 1.2e-3, "joint": 5e-4}
+BATCH = {"vision": 24, "language": 8, "joint": 8}
+RATE = {"vision": 1.2e-3, "language": 2.4e-3, "joint": 5e-4}
 QUESTIONS, LENGTH, CAPTION_LENGTH = 20, 16, 56
 PATCHES = 196
+GUIDED_UNTIL = 0.95  # share of the language stage
 LOG_EVERY = int(os.environ.get("ATP_ZOO_LOG_EVERY", "50"))
 
 
@@ -116,8 +120,10 @@ def parts(model: nn.Module) -> tuple[nn.Module, nn.Module, nn.Module]:
     return getattr(core.vision_tower, "vision_model", core.vision_tower), core.multi_modal_projector, core.language_model
 
 
-def answer_loss(model: nn.Module, features: Tensor, batch: Batch, length: int, run_language) -> tuple[Tensor, float]:
-    """Cross-entropy on answer tokens; also the share of answers whose every token is the argmax."""
+def answer_loss(
+    model: nn.Module, features: Tensor, batch: Batch, length: int, run_language: Any, tie: Words, guided: bool
+) -> tuple[Tensor, Tensor, Tensor, float]:
+    """Losses of answers, of patches with words, and of guided attention; and the share of wholly right answers."""
     _, projector, text = parts(model)
     embed = text.embed_tokens.weight
     b = features.shape[0]
@@ -127,7 +133,7 @@ def answer_loss(model: nn.Module, features: Tensor, batch: Batch, length: int, r
     rope_p = phases(text, torch.arange(start), prefix.dtype)
     rope_t = phases(text, torch.arange(start, start + length), prefix.dtype)
     visible = torch.full((length, length), float("-inf"), dtype=prefix.dtype).triu(1)
-    hidden = run_language(text, prefix, F.embedding(batch.tokens, embed), visible, rope_p, rope_t)
+    hidden, seen = run_language(text, prefix, F.embedding(batch.tokens, embed), visible, rope_p, rope_t, guided)
     wanted = batch.targets >= 0
     logits = (hidden[wanted] @ embed.T).float()
     goal = batch.targets[wanted]
@@ -137,7 +143,48 @@ def answer_loss(model: nn.Module, features: Tensor, batch: Batch, length: int, r
         wrong[wanted] = logits.argmax(-1) != goal
         slots = wanted.view(-1, length).any(1)
         right = ~wrong.view(-1, length).any(1)[slots]
-    return loss, right.float().mean().item()
+    return loss, tie.loss(image, embed, batch), guide(seen, batch), right.float().mean().item()
+
+
+class Words:
+    """Ties patches to words: a projected patch should point the way its category's and its colour's embeddings point.
+
+    What a LLaVA learns from captions, said directly. Without it the language stage sat at chance for its first minutes
+    (dev/LOG.md).
+    """
+
+    def __init__(self, vocab: dict[str, int]) -> None:
+        self.names = torch.tensor([tokens_of(c.name, vocab)[0] for c in CATEGORIES])
+        self.colors = torch.tensor([tokens_of(c, vocab)[0] for c in COLOR_NAMES])
+
+    def loss(self, image: Tensor, embed: Tensor, batch: Batch) -> Tensor:
+        """Cross-entropy of cosines x 16 over category names and over colours, on object patches `[B,P,D]`."""
+        at = F.normalize(image.flatten(0, 1).float(), dim=-1)
+        kind, color = batch.category.flatten() - 1, batch.color.flatten()
+        name = 16 * at[kind >= 0] @ F.normalize(embed[self.names].float(), dim=-1).T
+        tint = 16 * at[color >= 0] @ F.normalize(embed[self.colors].float(), dim=-1).T
+        return F.cross_entropy(name, kind[kind >= 0]) + F.cross_entropy(tint, color[color >= 0])
+
+
+def guide(seen: list[Tensor], batch: Batch) -> Tensor:
+    """Teach some heads of two layers to look from a noun at the patches it names, or at <s> where there are none.
+
+    A start-up aid: its weight falls to 0 before the language stage ends, so what the shipped model attends to is its own.
+
+    Args:
+        seen: per guided layer `[B,heads,K*T,P]` attention to the prefix: <s>, USER:, the image.
+        batch: its `nouns` and `where`.
+    """
+    if not len(batch.nouns):
+        return torch.zeros(())
+    row, place = batch.nouns.T
+    losses = []
+    for attention in seen:
+        own = attention[row, :, place].float()  # [n,heads,P]
+        found = (own[..., TEXT_START:] * batch.where[:, None]).sum(-1)
+        mass = torch.where(batch.where.any(-1)[:, None], found, own[..., 0])
+        losses.append(-(mass + 1e-4).log().mean())
+    return torch.stack(losses).mean()
 
 
 def save(path: Path, state: dict) -> None:
@@ -154,6 +201,7 @@ def worker(rank: int, workers: int, stage: str, minutes: float, port: int) -> No
     torch.manual_seed(0)
     model, heads = make_model(), Heads()
     vocab = {piece: i for i, piece in enumerate(vocabulary())}
+    tie = Words(vocab)
     path, elapsed, step = RUNS / f"{stage}.pt", 0.0, 0
     before = RUNS / f"{STAGES[STAGES.index(stage) - 1]}.pt" if stage != "vision" else None
     if before is not None:
@@ -187,12 +235,15 @@ def worker(rank: int, workers: int, stage: str, minutes: float, port: int) -> No
         if done >= 1:
             break
         rate = RATE[stage] * min(1, (step + 1) / 150) * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * min(done, 1))))
-        most = 9 if stage != "language" else min(9, 3 + int(done * 30))
+        most = 9 if stage != "language" else min(9, 3 + int(done * 20))
         captions = stage == "joint" and step % 8 == 7
         size = BATCH[stage]
         base = (STAGES.index(stage) * 500 + rank) * 1_000_000 + step * size
         count, length = (1, CAPTION_LENGTH) if captions else (QUESTIONS if stage != "vision" else 0, LENGTH)
-        batch = make_batch(list(range(base, base + size)), vocab, count, length, most, captions)
+        drawn = 224 if stage == "joint" and step % 2 else SIZE  # users' pictures are larger and get resized
+        batch = make_batch(
+            list(range(base, base + size)), vocab, count, length, most, captions, drawn=drawn, taught=stage == "language"
+        )
         pixels = batch.pixels.bfloat16()
         loss, info = torch.zeros(()), {}
         if stage == "language":
@@ -203,8 +254,11 @@ def worker(rank: int, workers: int, stage: str, minutes: float, port: int) -> No
             dense, info = heads.loss(features, batch)
             loss = loss + dense * (1.0 if stage == "vision" else 0.2)
         if stage != "vision":
-            told, right = answer_loss(model, features, batch, length, run_language)
-            loss = loss + told
+            help_left = max(0.0, 1 - done / GUIDED_UNTIL) if stage == "language" else 0.0
+            told, tied, guided, right = answer_loss(model, features, batch, length, run_language, tie, help_left > 0)
+            loss = loss + told + 0.2 * tied + 0.3 * help_left * guided
+            info["guide_loss"] = guided.item()
+            info["tie_loss"] = tied.item()
             info["caption_acc" if captions else "answer_acc"] = right
             info["caption_loss" if captions else "answer_loss"] = told.item()
         loss.backward()

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from atp.budget.solve import solve as solve
     from atp.engine import prune as prune
     from atp.errors import AtpError as AtpError
+    from atp.images import load_image as load_image
+    from atp.loading import build_inputs as build_inputs
     from atp.loading import load as load
     from atp.methods import Method as Method
     from atp.methods import list_methods as list_methods
@@ -37,9 +39,11 @@ _WHERE = {
     "Tokens": "tokens",
     "Trace": "tokens",
     "Workload": "budget.cost",
+    "build_inputs": "loading",
     "list_methods": "methods",
     "list_models": "adapters",
     "load": "loading",
+    "load_image": "images",
     "prune": "engine",
     "register": "methods",
     "solve": "budget.solve",

@@ -179,7 +179,8 @@ class Plan:
         except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
             raise InvalidPlan(f"cannot read the plan {str(path)!r}: {error}") from None
         if not isinstance(data, Mapping):
-            raise InvalidPlan(f"{str(path)!r} is no plan: expected a mapping with 'method' and 'steps', got {type(data).__name__}")
+            found = type(data).__name__
+            raise InvalidPlan(f"{str(path)!r} is no plan: expected a mapping with 'method' and 'steps', got {found}")
         return cls.from_dict(data)
 
 

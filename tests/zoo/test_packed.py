@@ -34,7 +34,7 @@ def test_packed_questions_equal_single_questions() -> None:
         embed = text.embed_tokens.weight
         prefix = torch.cat([embed[torch.tensor(PREFIX)].expand(2, -1, -1), image], 1)
         visible = torch.full((length, length), float("-inf"), dtype=torch.float64).triu(1)
-        hidden = packed.language(
+        hidden, _ = packed.language(
             text,
             prefix,
             embed[tokens],
@@ -55,7 +55,7 @@ def test_packed_questions_equal_single_questions() -> None:
 def test_fast_tokenizing_equals_the_shipped_tokenizer() -> None:
     import build
 
-    from atp.scenes.questions import ask, caption
+    from atp.scenes import ask, caption
     from atp.scenes.world import make_scene
 
     tokenizer = build.make_tokenizer()

@@ -19,8 +19,9 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from atp.scenes.captions import caption
 from atp.scenes.catalog import CATEGORIES, COLOR_NAMES, N_GLYPHS
-from atp.scenes.questions import Question, ask, caption
+from atp.scenes.questions import Question, ask
 from atp.scenes.render import render
 from atp.scenes.world import Scene, make_scene
 

@@ -11,7 +11,7 @@ import random
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from atp.scenes.catalog import BY_NAME, CATEGORIES, COLOR_NAMES
+from atp.scenes.catalog import CATEGORIES, COLOR_NAMES
 from atp.scenes.world import Scene, Thing
 
 SIDE_MARGIN = 0.12  # of the image's side, between centres: our choice
@@ -201,7 +201,7 @@ def _relation(view: _View, rng: random.Random) -> Question | None:
     return Question(f"Is the {a} {word} the {b}?", _yes(wanted), "relation", ops, (i, j))
 
 
-_EXTREMES: dict[str, Callable[[Thing], float]] = {
+EXTREMES: dict[str, Callable[[Thing], float]] = {
     "leftmost": lambda t: -t.x,
     "rightmost": lambda t: t.x,
     "highest": lambda t: -t.y,
@@ -212,8 +212,8 @@ _EXTREMES: dict[str, Callable[[Thing], float]] = {
 
 
 def _extreme(view: _View, rng: random.Random) -> Question | None:
-    for word in rng.sample(list(_EXTREMES), len(_EXTREMES)):
-        key = _EXTREMES[word]
+    for word in rng.sample(list(EXTREMES), len(EXTREMES)):
+        key = EXTREMES[word]
         order = sorted(range(len(view.things)), key=lambda i: key(view.things[i]))
         best, runner = view.things[order[-1]], view.things[order[-2]]
         if word in ("largest", "smallest"):
@@ -272,39 +272,3 @@ def ask(scene: Scene, count: int, seed: int = 0, kinds: tuple[str, ...] = KINDS)
         if len(found) == count:
             break
     return list(found.values())
-
-
-_NUMBER = ("no", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
-
-
-def caption(scene: Scene, variant: int = 0) -> str:
-    """Describe a scene in one sentence; variant 0 lists categories in a fixed order, others shuffle and rephrase."""
-    groups: dict[tuple[int, int], int] = {}
-    for thing in scene.things:
-        groups[(thing.category, thing.color)] = groups.get((thing.category, thing.color), 0) + 1
-    order = sorted(groups)
-    if variant:
-        random.Random(f"{scene.seed}:{variant}").shuffle(order)
-    parts = []
-    for category, color in order:
-        number = groups[(category, color)]
-        noun = CATEGORIES[category].name if number == 1 else CATEGORIES[category].plural
-        noun = f"{COLOR_NAMES[color]} {noun}" if color >= 0 else noun
-        parts.append(article(noun) if number == 1 else f"{_NUMBER[number]} {noun}")
-    listing = parts[0] if len(parts) == 1 else ", ".join(parts[:-1]) + " and " + parts[-1]
-    opening = ("a photo of {}", "a photo of {}", "an image with {}", "there is {} in this picture", "a picture showing {}")
-    return opening[variant % 5].format(listing)
-
-
-def words() -> list[str]:
-    """Return every lower-case word that questions, answers and captions use."""
-    seen: set[str] = set()
-    for category in CATEGORIES:
-        seen.update(f"{category.name} {category.plural}".split())
-    seen.update(COLOR_NAMES, _NUMBER, _EXTREMES)
-    seen.update("is there a an in the image are any what color of how many more than bigger smaller to left right".split())
-    seen.update("above below object or and yes no photo picture showing with this describe".split())
-    return sorted(seen)
-
-
-assert BY_NAME  # names are unique: questions refer by them

@@ -1,0 +1,225 @@
+"""The command line: one function a command, no logic. Errors are one red line on stderr and exit code 2.
+
+Only the result goes to stdout; progress, notices and errors go to stderr.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import sys
+import warnings
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, TextIO
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+from rich.table import Table
+from rich.text import Text
+
+import atp
+from atp.errors import AtpError, BadInput
+
+if TYPE_CHECKING:
+    from atp.compare import Comparison
+
+app = typer.Typer(
+    help="Prune tokens inside unmodified vision-language models.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+ModelOption = Annotated[str, typer.Option(help="atp-mini-llava (shipped), a directory, or a hub id.")]
+BudgetOption = Annotated[float | None, typer.Option(help="Share of the unpruned FLOPs to spend, in (0, 1]. [default: 0.6]")]
+MethodOption = Annotated[str | None, typer.Option(help="See `atp methods`. [default: atp]")]
+DtypeOption = Annotated[str | None, typer.Option(help="Of the weights. [default: float32 on a CPU, else the checkpoint's]")]
+DeviceOption = Annotated[str | None, typer.Option(help="E.g. cpu or cuda:0. [default: a GPU if there is one]")]
+LengthOption = Annotated[int, typer.Option("--max-new-tokens", help="Longest answer.")]
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"atp {atp.__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def top(
+    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version.")] = False,
+) -> None:
+    """Prune tokens inside unmodified vision-language models."""
+
+
+@app.command()
+def run(
+    image: Annotated[str | None, typer.Option(help="JPEG, PNG, WebP, BMP, TIFF or GIF file.")] = None,
+    question: Annotated[str | None, typer.Option(help="What to ask about it.")] = None,
+    model: ModelOption = "atp-mini-llava",
+    budget: BudgetOption = None,
+    method: MethodOption = None,
+    plan: Annotated[str | None, typer.Option(help="YAML or JSON file of a plan, instead of a budget.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")] = False,
+    overlay: Annotated[str | None, typer.Option(help="Write a picture of what was kept to this file.")] = None,
+    max_new_tokens: LengthOption = 16,
+    dtype: DtypeOption = None,
+    device: DeviceOption = None,
+) -> None:
+    """Answer a question about an image with and without pruning, side by side."""
+    from atp.images import load_image
+
+    if image is None:
+        raise BadInput("no image given; expected e.g. --image cat.png")
+    if question is None or not question.strip():
+        raise BadInput('no question given; expected e.g. --question "How many dogs are there?"')
+    seen = load_image(image)
+    with _bar(3) as step:
+        step("loading the model")
+        from atp.compare import compare
+
+        loaded, processor = atp.load(model, dtype=dtype, device=device)
+        result = compare(loaded, processor, seen, question, budget, method, plan, max_new_tokens, step)
+    if overlay is not None:
+        from atp.demo import picture
+
+        _save(picture(seen, result), overlay)
+    if as_json:
+        typer.echo(json.dumps(result.to_dict(), ensure_ascii=False, allow_nan=False))
+        return
+    _print_comparison(result)
+    if overlay is not None:
+        Console().print(Text(f"picture of what was kept: {overlay}"), soft_wrap=True)
+
+
+@app.command()
+def methods() -> None:
+    """List the pruning methods."""
+    from atp.methods import METHODS
+
+    table = _table("method", "prunes in", "what it keeps", "paper")
+    for name in atp.list_methods():
+        cls = METHODS.get(name)
+        table.add_row(name, ", ".join(cls.stacks), (cls.__doc__ or "").strip().splitlines()[0], cls.url or cls.paper)
+    Console().print(table)
+
+
+@app.command()
+def models() -> None:
+    """List the shipped model and the model types that can be pruned."""
+    from atp.loading import SHIPPED
+
+    table = _table("model", "how to use it")
+    table.add_row(SHIPPED, "shipped with the package: atp run --image cat.png --question ...")
+    for kind in atp.list_models():
+        table.add_row(kind, "any checkpoint of this model_type: --model ID_OR_DIR")
+    Console().print(table)
+
+
+@app.command()
+def demo(
+    out: Annotated[Path, typer.Option(help="Folder for index.html and the pictures.")] = Path("out"),
+    model: ModelOption = "atp-mini-llava",
+    budget: BudgetOption = None,
+    method: MethodOption = None,
+    max_new_tokens: LengthOption = 16,
+) -> None:
+    """Answer a dozen committed questions with and without pruning; write pictures and one HTML page."""
+    from atp.demo import answer_all, questions, totals, write_page
+
+    answers = []
+    with _bar(len(questions()) + 1) as step:
+        step("loading the model")
+        loaded, processor = atp.load(model)
+        for answer in answer_all(loaded, processor, out, budget, method, max_new_tokens):
+            step(answer.question)
+            answers.append(answer)
+    table = _table("question", "truth", "all tokens", "pruned", "FLOPs", "kept")
+    for answer in answers:
+        result = answer.result
+        both = [
+            Text(given or "-", style="green" if right else "red")
+            for given, right in zip((result.answer_unpruned, result.answer), answer.right, strict=True)
+        ]
+        table.add_row(answer.question, answer.truth, *both, f"{result.flops_ratio:.1%}", result.kept_in_words)
+    Console().print(table)
+    written = write_page(answers, out, model)
+    Console().print(Text(f"{totals(answers)}\nopen {written}"), soft_wrap=True)
+
+
+def _print_comparison(result: Comparison) -> None:
+    console = Console()
+    table = _table("", "all tokens", "pruned", "share")
+    table.add_row("answer", result.answer_unpruned or "-", result.answer or "-", "")
+    for part, whole in result.flops_unpruned.items():
+        spent = result.flops[part]
+        table.add_row(f"{part} FLOPs", _flops(whole), _flops(spent), f"{spent / whole:.1%}" if whole else "-")
+    slow, fast = result.seconds["unpruned"], result.seconds["pruned"]
+    table.add_row("time", f"{1000 * slow:.1f} ms", f"{1000 * fast:.1f} ms", f"{fast / slow:.1%}")
+    for stack, layers in result.kept.items():
+        for layer, kept in layers.items():
+            started = result.started[stack]
+            table.add_row(f"kept at {stack} layer {layer}", str(started), str(kept), f"{kept / max(1, started):.1%}")
+    console.print(Text(f"{result.question}   [{result.method}]", style="bold"), soft_wrap=True)
+    console.print(table)
+
+
+def _flops(value: float) -> str:
+    for size, unit in ((1e12, "T"), (1e9, "G"), (1e6, "M")):
+        if value >= size:
+            return f"{value / size:.3g} {unit}"
+    return f"{value:.3g}"
+
+
+def _table(*columns: str) -> Table:
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
+    for column in columns:
+        table.add_column(column, justify="right" if column in ("share", "FLOPs") else "left", overflow="fold")
+    return table
+
+
+def _save(picture: Any, target: str) -> None:
+    try:
+        picture.save(target)
+    except (OSError, ValueError) as error:
+        raise BadInput(f"cannot write the picture {target!r} ({error}); expected a writable path such as out.png") from None
+
+
+@contextlib.contextmanager
+def _bar(steps: int) -> Iterator[Callable[[str], None]]:
+    """A progress bar on stderr that vanishes when done; calling its function begins the next of `steps` steps."""
+    columns = (SpinnerColumn(), TextColumn("{task.description}", markup=False), BarColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+        task = progress.add_task("", total=steps)
+        begun = False
+
+        def step(words: str) -> None:
+            nonlocal begun
+            progress.update(task, description=words, advance=1 if begun else 0)
+            begun = True
+
+        yield step
+
+
+def _notice(message: Warning | str, *place: Any, **more: Any) -> None:
+    """Show a warning as one line, without the place in the code."""
+    Console(stderr=True).print(Text(f"note: {' '.join(str(message).split())}", style="yellow"), soft_wrap=True)
+
+
+def main(arguments: list[str] | None = None, stderr: TextIO | None = None) -> None:
+    """Run the command line and leave with its exit code: 0, or 2 where the input cannot be used."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("once", UserWarning)
+        warnings.showwarning = _notice
+        try:
+            app(arguments)
+        except AtpError as error:
+            line = " ".join(str(error).split())
+            Console(file=stderr or sys.stderr).print(Text(f"error: {line}", style="red"), soft_wrap=True)
+            raise SystemExit(2) from None
+
+
+if __name__ == "__main__":
+    main()

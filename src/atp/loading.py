@@ -1,0 +1,278 @@
+"""From a name to a model and its processor, and from images and questions to a model's inputs.
+
+One code path for a hub id, a directory and the shipped model. Knows transformers' Auto classes; nothing of pruning.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import re
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+from safetensors import SafetensorError
+from torch import Tensor
+
+from atp.errors import AtpError, BadInput, UnsupportedModel
+from atp.registry import did_you_mean
+
+SHIPPED = "atp-mini-llava"
+"""Name of the model that lies inside the package."""
+PACKAGED = Path(__file__).parent / "models"
+DTYPES = ("auto", "float32", "bfloat16", "float16", "float64")
+_PROCESSOR_FILES = ("processor_config.json", "preprocessor_config.json")
+_TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json")
+_WEIGHTS = ("*.safetensors", "pytorch_model*.bin")
+
+
+def load(name: str | Path = SHIPPED, dtype: str | torch.dtype | None = None, device: str | None = None) -> tuple[Any, Any]:
+    """Load a vision-language model and its processor, ready to generate.
+
+    Args:
+        name: `"atp-mini-llava"` (shipped), a directory written by `save_pretrained`, or a hub id such as
+            `"llava-hf/llava-1.5-7b-hf"`.
+        dtype: of the weights; None = float32 on a CPU and the checkpoint's own elsewhere.
+        device: e.g. `"cpu"`, `"cuda:0"`; None = a GPU if there is one.
+
+    Returns:
+        `(model, processor)`, transformers' own classes, the model in evaluation mode.
+
+    Raises:
+        BadInput: no such directory, parts of it missing, hub not reachable, unknown dtype or device.
+        UnsupportedModel: a model type that atp cannot prune.
+
+    Example:
+        >>> model, processor = load("atp-mini-llava")
+    """
+    target = _device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    kind = check_dtype(dtype) if dtype is not None else ("float32" if target.type == "cpu" else "auto")
+    source = resolve(name)
+    check_model_type(source)
+    model, processor, found = _from_pretrained(source, kind)
+    absent = sorted(found.get("missing_keys") or ())
+    if absent:
+        raise BadInput(
+            f"the checkpoint {source!r} has no weights for {len(absent)} tensors, e.g. {absent[0]!r}, which would stay random; "
+            "copy or download it again in full"
+        )
+    if not hasattr(processor, "image_processor"):
+        raise BadInput(f"{source!r} has a tokenizer but no image processor; {_save_hint(source)}")
+    return model.to(target).eval(), processor
+
+
+def _from_pretrained(source: str, dtype: str) -> tuple[Any, Any, dict[str, Any]]:
+    """Model, processor, and what transformers says about keys of the checkpoint."""
+    import transformers
+
+    auto: Any = transformers
+    with _quiet():
+        try:
+            processor = auto.AutoProcessor.from_pretrained(source)
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise _hub_error(source, error, "processor") from None
+        try:
+            model, found = auto.AutoModelForImageTextToText.from_pretrained(source, dtype=dtype, output_loading_info=True)
+        except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+            raise _hub_error(source, error, "weights") from None
+    return model, processor, found
+
+
+def resolve(name: str | Path) -> str:
+    """Return the directory of a shipped or local model as it is, or a well-formed hub id unchanged.
+
+    Raises:
+        BadInput: neither; or a directory that lacks its configuration, weights or processor.
+    """
+    text = str(name)
+    if text == SHIPPED and (PACKAGED / SHIPPED).is_dir():
+        return str(PACKAGED / SHIPPED)
+    path = Path(text).expanduser()
+    if text and path.is_dir():
+        _check_directory(path)
+        return str(path)
+    if path.is_file():
+        raise BadInput(f"{text!r} is a file; give the directory that holds config.json, e.g. {str(path.parent)!r}")
+    if not re.fullmatch(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?", text) or text == SHIPPED:
+        raise BadInput(f"no such model directory: {text!r}; expected {SHIPPED!r}, a directory, or a hub id such as 'owner/name'")
+    if "/" not in text:
+        raise BadInput(
+            f"unknown model {text!r}.{did_you_mean(text, [SHIPPED])} Expected {SHIPPED!r}, a directory, or a hub id 'owner/name'"
+        )
+    return text
+
+
+def _check_directory(path: Path) -> None:
+    if not (path / "config.json").is_file():
+        inside = sorted(p.parent.name for p in path.glob("*/config.json"))
+        hint = f"did you mean {str(path / inside[0])!r}?" if inside else "a directory written by model.save_pretrained has one"
+        raise BadInput(f"no config.json in {str(path)!r}; {hint}")
+    if not any(next(path.glob(pattern), None) for pattern in _WEIGHTS):
+        raise BadInput(f"no weights (*.safetensors) in {str(path)!r}; write them: model.save_pretrained({str(path)!r})")
+    for files, what in ((_PROCESSOR_FILES, "processor"), (_TOKENIZER_FILES, "tokenizer")):
+        if not any((path / file).is_file() for file in files):
+            raise BadInput(f"no {what} in {str(path)!r} (none of {', '.join(files)}); {_save_hint(str(path))}")
+
+
+def _save_hint(source: str) -> str:
+    return f"write it beside the model: AutoProcessor.from_pretrained('<the original model>').save_pretrained({source!r})"
+
+
+def check_model_type(source: str) -> str:
+    """Return the model type of a directory or hub id, reading nothing but its configuration.
+
+    Raises:
+        UnsupportedModel: atp has no adapter for it.
+        BadInput: the configuration cannot be had or read.
+    """
+    from atp.adapters import check_version, list_models
+
+    check_version()
+    from transformers import PreTrainedConfig
+
+    with _quiet():
+        try:
+            config, _ = PreTrainedConfig.get_config_dict(source)
+        except (OSError, ValueError) as error:
+            raise _hub_error(source, error, "configuration") from None
+    kind = config.get("model_type")
+    known = list_models()
+    if kind not in known:
+        given = f"model type {kind!r}" if kind else "no model_type in config.json"
+        raise UnsupportedModel(
+            f"{source!r} has {given}, which atp cannot prune.{did_you_mean(str(kind), known)} Supported: {', '.join(known)}"
+        )
+    return str(kind)
+
+
+def check_dtype(dtype: str | torch.dtype) -> str:
+    """Return its name if it is one that models are loaded in.
+
+    Raises:
+        BadInput: it is not.
+    """
+    name = str(dtype).removeprefix("torch.")
+    if name not in DTYPES:
+        raise BadInput(f"unknown dtype {name!r}.{did_you_mean(name, DTYPES)} Expected one of: {', '.join(DTYPES)}")
+    return name
+
+
+def _device(name: str) -> torch.device:
+    try:
+        device = torch.device(name)
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise BadInput(f"cannot use the device {name!r} ({reason}); expected e.g. 'cpu' or 'cuda:0'") from None
+    return device
+
+
+def _hub_error(source: str, error: BaseException, what: str) -> AtpError:
+    """Turn what transformers raised into one sentence with the fix."""
+    causes, current = set(), error
+    while current is not None and type(current).__name__ not in causes:
+        causes.add(type(current).__name__)
+        current = current.__cause__ or current.__context__  # type: ignore[assignment]
+    reason = " ".join(str(error).split())[:300]
+    if Path(source).is_dir():
+        return BadInput(f"cannot read the {what} in {source!r}: {reason}")
+    if causes & {"GatedRepoError"}:
+        return BadInput(f"the model {source!r} is gated; accept its terms on its page, then log in: hf auth login")
+    if causes & {"LocalEntryNotFoundError", "OfflineModeIsEnabled", "ConnectError", "ConnectTimeout", "ConnectionError"}:
+        return BadInput(
+            f"there is no directory {source!r}, and the hub cannot be reached to download it; go online (unset HF_HUB_OFFLINE), "
+            f"download it elsewhere (hf download {source} --local-dir ./model) and pass './model', or use {SHIPPED!r}"
+        )
+    if causes & {"RepositoryNotFoundError", "HFValidationError"}:
+        return BadInput(f"no directory and no public hub model is called {source!r}; check the name at https://huggingface.co")
+    return BadInput(f"cannot load the {what} of {source!r}: {reason}")
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Silence transformers' own bars and notices while loading; errors still raise."""
+    import transformers
+
+    logging: Any = transformers.utils.logging
+    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
+        if bars:
+            logging.enable_progress_bar()
+
+
+def build_inputs(processor: Any, images: Sequence[Image.Image], questions: Sequence[str]) -> dict[str, Tensor]:
+    """Build the inputs of one batch, each prompt one image and one question, padded on the left.
+
+    Args:
+        processor: of the model.
+        images: RGB, see `load_image`.
+        questions: as many as images.
+
+    Returns:
+        Keyword arguments for `model.generate`: `input_ids [B, L]`, `attention_mask [B, L]`, `pixel_values`, ...
+
+    Raises:
+        BadInput: no image, no question, an empty one, unequal numbers, or the image placeholder inside a question.
+    """
+    images = [images] if isinstance(images, Image.Image) else list(images)
+    questions = [questions] if isinstance(questions, str) else list(questions)
+    if not images:
+        raise BadInput("no image given, expected one for each question; e.g. images=[load_image('cat.png')]")
+    if not questions:
+        raise BadInput("no question given, expected one for each image; e.g. questions=['How many dogs are there?']")
+    if len(images) != len(questions):
+        raise BadInput(f"{len(images)} images but {len(questions)} questions, expected one image for each; repeat the image")
+    prompts = [prompt_of(processor, question) for question in questions]
+    bos = str(getattr(processor.tokenizer, "bos_token", None) or "")
+    doubled = bool(bos) and prompts[0].startswith(bos)  # the template wrote it already
+    inputs = processor(
+        images=[[image] for image in images],
+        text=prompts,
+        padding=True,
+        padding_side="left",
+        add_special_tokens=not doubled,
+        return_tensors="pt",
+    )
+    return dict(inputs)
+
+
+def prompt_of(processor: Any, question: str) -> str:
+    """Render one question about one image through the processor's chat template, or LLaVA's plain one where it has none.
+
+    Raises:
+        BadInput: an empty question, or one that contains the image placeholder.
+    """
+    if not isinstance(question, str) or not question.strip():
+        raise BadInput(f"the question is empty ({question!r}); ask something, e.g. 'How many dogs are there?'")
+    token = getattr(processor, "image_token", None) or "<image>"
+    if token in question:
+        raise BadInput(f"the question contains {token!r}, which stands for the image itself; leave it out")
+    if not getattr(processor, "chat_template", None):
+        return f"USER: {token}\n{question.strip()} ASSISTANT:"
+    content = [{"type": "image"}, {"type": "text", "text": question.strip()}]
+    return str(processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True))
+
+
+def visible_box(processor: Any, size: tuple[int, int]) -> tuple[float, float, float, float]:
+    """Return the part of an image that the model sees: (left, top, right, bottom) in pixels of the image.
+
+    Processors that resize the short side and cut the middle out do not see the margins.
+    """
+    width, height = size
+    settings = processor.image_processor
+    crop, resized = getattr(settings, "crop_size", None), getattr(settings, "size", None)
+    if not getattr(settings, "do_center_crop", False) or not crop or not resized:
+        return (0.0, 0.0, float(width), float(height))
+    short = resized["shortest_edge"] if resized.get("shortest_edge") else None
+    scale_x = short / min(width, height) if short else resized["width"] / width
+    scale_y = scale_x if short else resized["height"] / height
+    seen_x, seen_y = min(crop["width"] / scale_x, width), min(crop["height"] / scale_y, height)
+    left, top = (width - seen_x) / 2, (height - seen_y) / 2
+    return (left, top, left + seen_x, top + seen_y)

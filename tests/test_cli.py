@@ -1,0 +1,228 @@
+"""The commands, through the same entry as the shell's: what they print, where, and with which exit code."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+import atp
+from atp.cli import main
+from atp.compare import compare
+from atp.errors import BadInput
+from atp.loading import build_inputs
+
+
+class Shell:
+    """Runs a command in this process."""
+
+    def __init__(self, capsys: pytest.CaptureFixture[str]) -> None:
+        self.capsys = capsys
+
+    def __call__(self, *arguments: str | Path) -> tuple[int, str, str]:
+        """Return exit code, stdout and stderr."""
+        with pytest.raises(SystemExit) as left:
+            main([str(a) for a in arguments])
+        out, err = self.capsys.readouterr()
+        return int(left.value.code or 0), out, err
+
+
+@pytest.fixture
+def shell(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Shell:
+    """A terminal of 200 columns without colours."""
+    monkeypatch.setenv("COLUMNS", "200")
+    monkeypatch.setenv("NO_COLOR", "1")
+    return Shell(capsys)
+
+
+@pytest.fixture
+def ask(image_file: Path, model_dir: Path) -> list[str]:
+    """Arguments of a good run."""
+    asked = ["--image", str(image_file), "--question", "how many dogs ?"]
+    return ["run", *asked, "--model", str(model_dir), "--max-new-tokens", "3", "--device", "cpu"]
+
+
+def test_version(shell: Shell) -> None:
+    assert shell("--version") == (0, f"atp {atp.__version__}\n", "")
+
+
+def test_methods_and_models_are_all_listed(shell: Shell) -> None:
+    code, out, _ = shell("methods")
+    assert code == 0
+    assert all(name in out for name in atp.list_methods())
+    code, out, _ = shell("models")
+    assert code == 0
+    assert all(name in out for name in [*atp.list_models(), "atp-mini-llava"])
+
+
+def test_run_puts_both_side_by_side(shell: Shell, ask: list[str], tmp_path: Path) -> None:
+    code, out, _ = shell(*ask, "--overlay", tmp_path / "kept.png")
+    assert code == 0
+    for words in (
+        "all tokens",
+        "pruned",
+        "vision FLOPs",
+        "selection FLOPs",
+        "total FLOPs",
+        "time",
+        "kept at language layer",
+        " ms",
+    ):
+        assert words in out
+    with Image.open(tmp_path / "kept.png") as picture:
+        assert picture.width == 882
+
+
+def test_json_is_one_object_and_nothing_else(shell: Shell, ask: list[str]) -> None:
+    code, out, _ = shell(*ask, "--json", "--budget", "0.7", "--method", "random")
+    assert code == 0
+    assert out.count("\n") == 1
+    result = json.loads(out)
+    parts = {"vision", "connector", "prefill", "decode", "selection", "total"}
+    assert {"answer", "answer_unpruned", "flops_ratio", "flops", "flops_unpruned", "kept", "seconds"} <= set(result)
+    assert set(result["flops"]) == set(result["flops_unpruned"]) == parts
+    assert result["flops_ratio"] == pytest.approx(result["flops"]["total"] / result["flops_unpruned"]["total"])
+    assert 0.5 < result["flops_ratio"] <= 0.71
+    assert {"unpruned", "pruned"} <= set(result["seconds"])
+    assert all(0 < kept <= 36 for layers in result["kept"].values() for kept in layers.values())
+
+
+def test_a_plan_decides_instead_of_a_budget(shell: Shell, ask: list[str], tmp_path: Path) -> None:
+    plan = atp.Plan("uniform", (atp.Step(atp.Site("vision", 2), 0.5), atp.Step(atp.Site("language", 2), 0.25)))
+    plan.save(tmp_path / "plan.yaml")
+    code, out, _ = shell(*ask, "--json", "--plan", tmp_path / "plan.yaml")
+    assert code == 0
+    kept = json.loads(out)["kept"]
+    assert kept["vision"]["2"] == 18
+    assert kept["language"]["2"] == 9
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (["--budget", "0"], "budget"),
+        (["--budget", "1.5"], "budget"),
+        (["--budget", "-1"], "budget"),
+        (["--budget", "nan"], "budget"),
+        (["--budget", "0.001"], "lowest"),
+        (["--method", "fastvv"], "Did you mean 'fastv'?"),
+        (["--model", "atp-mini-lava"], "Did you mean 'atp-mini-llava'?"),
+        (["--plan", "nowhere.yaml"], "nowhere.yaml"),
+        (["--image", "nowhere.png"], "no such image"),
+        (["--question", "  "], "no question given"),
+        (["--max-new-tokens", "0"], "at least 1"),
+        (["--device", "gpux"], "cannot use the device"),
+        (["--overlay", "/nowhere/at/all.png"], "cannot write the picture"),
+        (["--overlay", "kept.xyz"], "cannot write the picture"),
+    ],
+)
+def test_errors_are_one_line_and_code_2(shell: Shell, ask: list[str], change: list[str], says: str) -> None:
+    code, out, err = shell(*ask, *change)
+    assert code == 2
+    assert out == ""
+    last = err.strip().splitlines()[-1]
+    assert last.startswith("error: ")
+    assert says in last
+    assert "Traceback" not in err
+
+
+def test_no_image_and_no_question(shell: Shell, image_file: Path) -> None:
+    code, _, err = shell("run", "--question", "how many ?")
+    assert (code, err) == (2, "error: no image given; expected e.g. --image cat.png\n")
+    code, _, err = shell("run", "--image", image_file)
+    assert code == 2
+    assert err.startswith("error: no question given")
+
+
+def test_plan_for_layers_the_model_does_not_have(shell: Shell, ask: list[str], tmp_path: Path) -> None:
+    atp.Plan("random", (atp.Step(atp.Site("language", 40), 0.5),)).save(tmp_path / "plan.json")
+    code, _, err = shell(*ask, "--plan", tmp_path / "plan.json")
+    assert code == 2
+    assert "language:40" in err
+
+
+def test_budget_of_one_says_that_nothing_was_pruned(shell: Shell, ask: list[str]) -> None:
+    code, out, err = shell(*ask, "--json", "--budget", "1")
+    assert code == 0
+    assert json.loads(out)["flops_ratio"] >= 0.99
+    assert "note: the plan" in err
+    assert "removed no token" in err
+
+
+def test_demo_writes_pictures_and_a_page(
+    shell: Shell, model_dir: Path, image_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import atp.demo
+
+    few = [{"image": image_file.name, "question": q, "answer": "2"} for q in ("how many dogs ?", "is there a cat <b> ?")]
+    (tmp_path / "list").mkdir()
+    (tmp_path / "list" / "questions.json").write_text(json.dumps(few))
+    monkeypatch.setattr(atp.demo.answer_all, "__defaults__", (16, tmp_path / "list" / "questions.json"))
+    monkeypatch.setattr(atp.demo.questions, "__defaults__", (tmp_path / "list" / "questions.json",))
+    out = tmp_path / "out"
+    code, printed, _ = shell("demo", "--out", out, "--model", model_dir, "--max-new-tokens", "2")
+    assert code == 0
+    assert sorted(p.name for p in out.iterdir()) == ["01.png", "02.png", "index.html"]
+    assert "2 questions: right" in printed
+    text = (out / "index.html").read_text()
+    assert "is there a cat &lt;b&gt; ?" in text
+    assert text.count("data:image/jpeg;base64,") == 2
+
+
+def test_demo_cannot_write(shell: Shell, model_dir: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    code, _, err = shell("demo", "--out", tmp_path / "file", "--model", model_dir)
+    assert code == 2
+    assert "choose another folder with --out" in err
+
+
+def test_the_committed_questions_are_about_images_that_exist() -> None:
+    from atp.demo import SCENES, questions
+
+    entries = questions()
+    assert 10 <= len(entries) <= 16
+    assert all((SCENES / entry["image"]).is_file() for entry in entries)
+
+
+def test_broken_list_of_questions(tmp_path: Path) -> None:
+    from atp.demo import questions
+
+    (tmp_path / "q.json").write_text('[{"image": "a.png"}]')
+    with pytest.raises(BadInput, match="cannot read the demonstration's questions"):
+        questions(tmp_path / "q.json")
+
+
+def hooks(model: Any) -> list[tuple[int, int]]:
+    """How many hooks each module has; transformers puts one of its own on the tower's layers in the first forward."""
+    return [(len(module._forward_hooks), len(module._forward_pre_hooks)) for module in model.modules()]
+
+
+def test_compare_leaves_the_model_as_it_was(loaded: tuple[Any, Any], drawing: Image.Image) -> None:
+    model, processor = loaded
+    first = compare(model, processor, drawing, "how many dogs ?", max_new_tokens=3)
+    model.generate(**build_inputs(processor, [drawing], ["dog ?"]), max_new_tokens=1)
+    before = hooks(model)
+    again = compare(model, processor, drawing, "how many dogs ?", max_new_tokens=3)
+    assert first.answer_unpruned == again.answer_unpruned
+    assert first.answer == again.answer
+    assert hooks(model) == before
+    assert not any("atp" in hook.__module__ for module in model.modules() for hook in module._forward_hooks.values())
+    assert first.kept_in_words.startswith("tower ")
+
+
+def test_python_dash_m(image_file: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "atp", "run", "--image", str(image_file)],
+        capture_output=True,
+        text=True,
+        check=False,
+        env={"PYTHONPATH": str(Path(__file__).parents[1] / "src"), "PATH": ""},
+    )
+    assert done.returncode == 2
+    assert done.stdout == ""
+    assert done.stderr.startswith("error: no question given")
