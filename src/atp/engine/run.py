@@ -8,6 +8,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from atp.adapters.base import Adapter, Args, Kwargs, Prompt, StackView
+from atp.budget.shape import ModelShape
 from atp.engine.census import TowerPass, feature_alive, feature_patches, image_index, of_prompt, of_tower
 from atp.engine.choice import Chooser
 from atp.engine.passes import StackPass
@@ -43,6 +44,11 @@ class Run:
         self._language: StackPass | None = None
         self._resize: SmallerImage | None = None
         self._features: tuple[Subset, Tensor] | None = None
+
+    @property
+    def shape(self) -> ModelShape:
+        """The sizes of the model, what `atp.solve` wants."""
+        return self.adapter.shape
 
     @property
     def plan(self) -> Plan:

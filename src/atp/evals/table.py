@@ -145,8 +145,10 @@ def measure(model: Any, processor: Any, items: Sequence[Item], budget: float, ba
     """Measure all rows and return the table."""
     groups = np.array([int(item.key.split(":")[1]) for item in items])
     batches = prepared(processor, items, batch)
-    patches = model.config.image_seq_length
-    text = round(float(np.mean([inputs["input_ids"].shape[1] - patches for _, inputs in batches])))
+    with prune(model, budget=budget) as run:
+        visual = run.shape.visual
+    lengths = [inputs["input_ids"].shape[1] - visual for numbers, inputs in batches for _ in numbers]
+    text = round(float(np.mean(lengths)))
     workload = Workload(images=1, text=text, answer=2)
     base = evaluate("none", model, processor, items, batches)
     grey = evaluate("grey image", model, processor, items, prepared(processor, items, batch, blank=True))
