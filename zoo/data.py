@@ -41,6 +41,7 @@ class Batch:
     targets: Tensor  # [B,K*T]
     nouns: Tensor  # [n,2] (image, place in K*T) of every question token that names a category
     where: Tensor  # [n,P] bool, the patches that it names; all False where there is none
+    tinted: Tensor  # [n] bool, whether a colour word comes before it
 
 
 def patch_labels(scene: Scene, owner: np.ndarray) -> tuple[np.ndarray, ...]:
@@ -119,11 +120,12 @@ def make_batch(
             sequences = []
         rows.append((image, *patch_labels(scene, owner), present, *pack(sequences, vocab, questions, length)))
     image, category, color, offset, center, present, tokens, targets = (list(c) for c in zip(*rows, strict=True))
-    nouns, where = [], []
+    nouns, where, tinted = [], [], []
     for number, (ids, kinds, shades) in enumerate(zip(tokens, category, color, strict=True)):
-        places, masks = named_patches(ids, names, tints, kinds, shades)
+        places, masks, colored = named_patches(ids, names, tints, kinds, shades)
         nouns += [(number, place) for place in places]
         where += masks
+        tinted += colored
     pixels = torch.from_numpy(np.stack(image)).permute(0, 3, 1, 2).float() / 255
     return Batch(
         (pixels - MEAN) / STD,
@@ -136,6 +138,7 @@ def make_batch(
         torch.tensor(targets),
         torch.tensor(nouns, dtype=torch.long).view(-1, 2),
         torch.from_numpy(np.array(where, dtype=bool).reshape(-1, GRID * GRID)),
+        torch.tensor(tinted, dtype=torch.bool),
     )
 
 
@@ -171,17 +174,18 @@ def lesson(scene: Scene, count: int) -> list[tuple[str, str]]:
 
 def named_patches(
     tokens: list[int], names: dict[int, int], tints: dict[int, int], category: np.ndarray, color: np.ndarray
-) -> tuple[list[int], list[np.ndarray]]:
-    """Find the tokens that name a category, and the patches that each one (with a colour word before it) stands for."""
-    places, masks = [], []
+) -> tuple[list[int], list[np.ndarray], list[bool]]:
+    """Find the tokens that name a category, the patches each (with a colour word before it) stands for, and if it has one."""
+    places, masks, tinted = [], [], []
     for place, token in enumerate(tokens):
         if token in names:
             mask = category == names[token] + 1
-            if place and tokens[place - 1] in tints:
+            tinted.append(place > 0 and tokens[place - 1] in tints)
+            if tinted[-1]:
                 mask = mask & (color == tints[tokens[place - 1]])
             places.append(place)
             masks.append(mask)
-    return places, masks
+    return places, masks, tinted
 
 
 PREFIX = [2, USER]  # <s> USER:

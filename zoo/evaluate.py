@@ -29,7 +29,7 @@ def main() -> None:
     state = torch.load(RUNS / f"{args.stage}.pt", weights_only=True)
     model, heads = make_model(), Heads()
     model.load_state_dict(state["model"])
-    heads.load_state_dict(state["heads"])
+    heads.load_state_dict(state["heads"], strict=False)
     model, heads = model.bfloat16().eval(), heads.bfloat16().eval()
     vision, projector, text = parts(model)
     vocab = {piece: i for i, piece in enumerate(vocabulary())}

@@ -19,7 +19,7 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 from build import PAD, SIZE, make_model, tokens_of, vocabulary
-from data import PREFIX, Batch, make_batch
+from data import GRID, PREFIX, Batch, make_batch
 from packed import TEXT_START, language, phases, tower
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -29,10 +29,10 @@ from atp.scenes.catalog import CATEGORIES, COLOR_NAMES
 RUNS = Path(os.environ.get("ATP_ZOO_RUNS", Path(__file__).parent / "runs"))
 STAGES = ("vision", "language", "joint")
 BATCH = {"vision": 24, "language": 8, "joint": 8}
-RATE = {"vision": 1.2e-3, "language": 2.4e-3, "joint": 5e-4}
+RATE = {"vision": 1.2e-3, "language": 1e-3, "joint": 2e-4}
 QUESTIONS, LENGTH, CAPTION_LENGTH = 20, 16, 56
 PATCHES = 196
-GUIDED_UNTIL = 0.95  # share of the language stage
+GUIDED_UNTIL, TAUGHT_UNTIL = 0.8, 0.7  # shares of a stage
 LOG_EVERY = int(os.environ.get("ATP_ZOO_LOG_EVERY", "50"))
 
 
@@ -45,6 +45,7 @@ class Heads(nn.Module):
         self.category, self.color = nn.Linear(width, 47), nn.Linear(width, 8)
         self.offset, self.center = nn.Linear(width, 3), nn.Linear(width, 1)
         self.present = nn.Linear(width, 46)
+        self.place, self.spot = nn.Linear(width, 3), nn.Linear(width, 3)
 
     def loss(self, features: Tensor, batch: Batch) -> tuple[Tensor, dict[str, float]]:
         x = self.norm(features)
@@ -60,6 +61,7 @@ class Heads(nn.Module):
         center = F.binary_cross_entropy_with_logits(
             self.center(patch).float()[..., 0], batch.center, pos_weight=torch.tensor(5.0)
         )
+        spot = place_loss(self.spot, patch, batch)
         present = F.binary_cross_entropy_with_logits(self.present(cls).float(), batch.present, pos_weight=torch.tensor(3.0))
         with torch.no_grad():
             colored = batch.color.flatten() >= 0
@@ -70,8 +72,18 @@ class Heads(nn.Module):
                 "center": center.item(),
                 "present": present.item(),
                 "offset": offset.item(),
+                "spot": spot.item(),
             }
-        return category + 0.5 * color + 2 * offset + center + 0.5 * present, shown
+        return category + 0.5 * color + 2 * offset + center + 0.5 * present + 2 * spot, shown
+
+
+def place_loss(head: nn.Module, image: Tensor, batch: Batch) -> Tensor:
+    """Each projected object patch `[B,P,D]` should say where its object is and how large: centre and side, in image sides."""
+    rows, columns = torch.meshgrid(torch.arange(GRID), torch.arange(GRID), indexing="ij")
+    here = torch.stack([columns, rows, torch.zeros_like(rows)], -1).view(1, PATCHES, 3)
+    truth = (4 * batch.offset + here + torch.tensor([0.5, 0.5, 0.0])) / GRID
+    on = batch.category > 0
+    return F.l1_loss(head(image).float()[on], truth[on])
 
 
 class Flat:
@@ -121,9 +133,9 @@ def parts(model: nn.Module) -> tuple[nn.Module, nn.Module, nn.Module]:
 
 
 def answer_loss(
-    model: nn.Module, features: Tensor, batch: Batch, length: int, run_language: Any, tie: Words, guided: bool
-) -> tuple[Tensor, Tensor, Tensor, float]:
-    """Losses of answers, of patches with words, and of guided attention; and the share of wholly right answers."""
+    model: nn.Module, heads: Heads, features: Tensor, batch: Batch, length: int, run_language: Any, tie: Words, guided: bool
+) -> tuple[Tensor, Tensor, Tensor, Tensor, float]:
+    """Losses of answers, of patches with words, of places, and of guided attention; and the share of wholly right answers."""
     _, projector, text = parts(model)
     embed = text.embed_tokens.weight
     b = features.shape[0]
@@ -143,7 +155,8 @@ def answer_loss(
         wrong[wanted] = logits.argmax(-1) != goal
         slots = wanted.view(-1, length).any(1)
         right = ~wrong.view(-1, length).any(1)[slots]
-    return loss, tie.loss(image, embed, batch), guide(seen, batch), right.float().mean().item()
+    place = place_loss(heads.place, image, batch)
+    return loss, tie.loss(image, embed, batch), place, guide(seen, batch), right.float().mean().item()
 
 
 class Words:
@@ -169,11 +182,11 @@ class Words:
 def guide(seen: list[Tensor], batch: Batch) -> Tensor:
     """Teach some heads of two layers to look from a noun at the patches it names, or at <s> where there are none.
 
-    A start-up aid: its weight falls to 0 before the language stage ends, so what the shipped model attends to is its own.
+    A start-up aid: its weight falls to 0 before a stage ends, so what the shipped model attends to is its own.
 
     Args:
         seen: per guided layer `[B,heads,K*T,P]` attention to the prefix: <s>, USER:, the image.
-        batch: its `nouns` and `where`.
+        batch: its `nouns`, `where` and `tinted`.
     """
     if not len(batch.nouns):
         return torch.zeros(())
@@ -183,7 +196,8 @@ def guide(seen: list[Tensor], batch: Batch) -> Tensor:
         own = attention[row, :, place].float()  # [n,heads,P]
         found = (own[..., TEXT_START:] * batch.where[:, None]).sum(-1)
         mass = torch.where(batch.where.any(-1)[:, None], found, own[..., 0])
-        losses.append(-(mass + 1e-4).log().mean())
+        weight = 1 + 3 * batch.tinted[:, None].float()  # red + car is learned later than car
+        losses.append(-((mass + 1e-4).log() * weight).mean() / weight.mean())
     return torch.stack(losses).mean()
 
 
@@ -194,7 +208,7 @@ def save(path: Path, state: dict) -> None:
     path.with_suffix(".tmp").replace(path)
 
 
-def worker(rank: int, workers: int, stage: str, minutes: float, port: int) -> None:
+def worker(rank: int, workers: int, stage: str, minutes: float, port: int, start: str | None) -> None:
     torch.set_num_threads(1)
     if workers > 1:
         dist.init_process_group("gloo", f"tcp://127.0.0.1:{port}", rank=rank, world_size=workers)
@@ -204,15 +218,16 @@ def worker(rank: int, workers: int, stage: str, minutes: float, port: int) -> No
     tie = Words(vocab)
     path, elapsed, step = RUNS / f"{stage}.pt", 0.0, 0
     before = RUNS / f"{STAGES[STAGES.index(stage) - 1]}.pt" if stage != "vision" else None
+    before = Path(start) if start else before
     if before is not None:
         old = torch.load(before, weights_only=True)
         model.load_state_dict(old["model"])
-        heads.load_state_dict(old["heads"])
+        heads.load_state_dict(old["heads"], strict=False)
     vision, projector, text = parts(model)
     if stage == "vision":
         trained: list[nn.Module] = [vision, heads]
     elif stage == "language":
-        trained = [projector, text]
+        trained = [projector, text, heads.place]
     else:
         trained = [vision, heads, projector, text]
     flat = Flat([p for part in trained for p in part.parameters()])
@@ -235,12 +250,12 @@ def worker(rank: int, workers: int, stage: str, minutes: float, port: int) -> No
         if done >= 1:
             break
         rate = RATE[stage] * min(1, (step + 1) / 150) * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * min(done, 1))))
-        most = 9 if stage != "language" else min(9, 3 + int(done * 20))
-        captions = stage == "joint" and step % 8 == 7
+        most = 9 if stage != "language" else min(9, 3 + int(done * 40))
+        captions = stage == "joint" and step % 16 == 15
         size = BATCH[stage]
         base = (STAGES.index(stage) * 500 + rank) * 1_000_000 + step * size
         count, length = (1, CAPTION_LENGTH) if captions else (QUESTIONS if stage != "vision" else 0, LENGTH)
-        drawn = 224 if stage == "joint" and step % 2 else SIZE  # users' pictures are larger and get resized
+        drawn = 224 if stage != "vision" and done > 0.4 and step % 2 else SIZE  # users' pictures are larger and get resized
         batch = make_batch(
             list(range(base, base + size)), vocab, count, length, most, captions, drawn=drawn, taught=stage == "language"
         )
@@ -254,11 +269,12 @@ def worker(rank: int, workers: int, stage: str, minutes: float, port: int) -> No
             dense, info = heads.loss(features, batch)
             loss = loss + dense * (1.0 if stage == "vision" else 0.2)
         if stage != "vision":
-            help_left = max(0.0, 1 - done / GUIDED_UNTIL) if stage == "language" else 0.0
-            told, tied, guided, right = answer_loss(model, features, batch, length, run_language, tie, help_left > 0)
-            loss = loss + told + 0.2 * tied + 0.3 * help_left * guided
-            info["guide_loss"] = guided.item()
-            info["tie_loss"] = tied.item()
+            help_left = max(0.0, 1 - done / GUIDED_UNTIL)
+            told, tied, place, guided, right = answer_loss(
+                model, heads, features, batch, length, run_language, tie, help_left > 0
+            )
+            loss = loss + told + 0.2 * tied + 2 * place + 0.4 * help_left * guided
+            info |= {"tie_loss": tied.item(), "place_loss": place.item(), "guide_loss": guided.item()}
             info["caption_acc" if captions else "answer_acc"] = right
             info["caption_loss" if captions else "answer_loss"] = told.item()
         loss.backward()
@@ -303,16 +319,17 @@ def main() -> None:
     """Parse the command line and start the workers."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("stage", choices=STAGES)
-    parser.add_argument("--minutes", type=float, default={"v": 60}.get("v"))
+    parser.add_argument("--minutes", type=float, required=True)
     parser.add_argument("--workers", type=int, default=min(2, os.cpu_count() or 1))
     parser.add_argument("--port", type=int, default=29511)
+    parser.add_argument("--start", help="checkpoint whose weights the stage begins with, instead of the stage before")
     args = parser.parse_args()
     RUNS.mkdir(parents=True, exist_ok=True)
     assert PAD == 0
     if args.workers == 1:
-        worker(0, 1, args.stage, args.minutes, args.port)
+        worker(0, 1, args.stage, args.minutes, args.port, args.start)
     else:
-        mp.spawn(worker, (args.workers, args.stage, args.minutes, args.port), nprocs=args.workers)
+        mp.spawn(worker, (args.workers, args.stage, args.minutes, args.port, args.start), nprocs=args.workers)
 
 
 if __name__ == "__main__":
