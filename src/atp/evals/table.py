@@ -26,22 +26,19 @@ from atp.evals.items import Item, scene_items
 from atp.evals.runner import Result, evaluate, prepared
 from atp.evals.stats import paired_bootstrap
 from atp.loading import SHIPPED, load
-from atp.plan import Plan
 from atp.scenes.questions import KINDS
 
 RANDOM_SEEDS = (0, 1, 2)
+ADAPTIVE = "adaptive_calibration.json"  # beside the weights, if the model has thresholds
 PARTS = ("vision", "connector", "prefill", "decode", "selection")
 
 
 def settings(model: Any, budget: float, workload: Any) -> list[tuple[str, dict[str, Any], str]]:
     """Return (name, arguments of prune, remark) of every row."""
-    with prune(model, budget=budget) as run:
-        adaptive = run.plan
-    fixed = Plan(adaptive.method, tuple(dataclasses.replace(s, threshold=None) for s in adaptive.steps), adaptive.options)
-    rows: list[tuple[str, dict[str, Any], str]] = [
-        ("atp", {"plan": adaptive}, "counts per input" if adaptive.adaptive else "fixed counts (no calibration file)"),
-        ("atp-fixed", {"plan": fixed}, "same mean counts for every input"),
-    ]
+    rows: list[tuple[str, dict[str, Any], str]] = [("atp", {"budget": budget}, "")]
+    thresholds = Path(str(getattr(model.config, "_name_or_path", "") or ".")) / ADAPTIVE
+    if thresholds.is_file():
+        rows.append(("atp-adaptive", {"budget": budget, "calibration": thresholds}, "counts per input"))
     names: list[tuple[str, dict[str, Any]]] = [
         ("fastv", {}),
         ("uniform", {}),
