@@ -12,7 +12,7 @@ import invariants
 import tiny
 from atp import adapters
 from atp.adapters import adapt, list_models
-from atp.adapters.llava import live_tokens
+from atp.adapters.scattered import live_tokens
 from atp.engine import prune
 from atp.errors import BadInput, UnsupportedModel
 from atp.plan import Plan, Site, Step

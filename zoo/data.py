@@ -166,7 +166,7 @@ def lesson(scene: Scene, count: int) -> list[tuple[str, str]]:
     """Draw training questions: a third in the grammar's own shares, the rest from the forms that are learned last."""
     rng = random.Random(scene.seed)
     plain = [(q.text, q.answer) for q in ask(scene, count // 3, seed=1)]
-    pairs = [(q.text, q.answer) for q in ask(scene, count // 3, seed=2, kinds=("relation", "comparison"))]
+    pairs = [(q.text, q.answer) for q in ask(scene, count // 3, seed=2, kinds=("relation", "comparison", "extreme"))]
     bound = [(q.text, q.answer) for q in ask(scene, count, seed=3, kinds=("existence", "color"))]
     bound = [(t, a) for t, a in bound if a in ("yes", "no") and any(c in t for c in COLOR_NAMES)][: count // 5]
     return list(dict.fromkeys([*plain, *pairs, *bound, *drills(scene, rng, count)]))[:count]

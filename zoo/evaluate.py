@@ -52,7 +52,7 @@ def main() -> None:
             continue
         image = projector(features[:, 1:])
         prefix = torch.cat([embed[torch.tensor(PREFIX)].expand(len(seeds), -1, -1), image], 1)
-        hidden, _ = language(text, prefix, F.embedding(batch.tokens, embed), visible, rope_p, rope_t)
+        hidden, _, _ = language(text, prefix, F.embedding(batch.tokens, embed), visible, rope_p, rope_t)
         guess = (hidden @ embed.T).argmax(-1)
         good = ((guess == batch.targets) | (batch.targets < 0)).view(len(seeds), QUESTIONS, LENGTH).all(-1)
         for row, seed in enumerate(seeds):

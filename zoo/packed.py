@@ -69,7 +69,7 @@ def language(
     rope_p: tuple[Tensor, Tensor],
     rope_t: tuple[Tensor, Tensor],
     guided: bool = False,
-) -> tuple[Tensor, list[Tensor]]:
+) -> tuple[Tensor, Tensor, list[Tensor]]:
     """All language layers over one image prefix and K questions of T tokens each.
 
     Args:
@@ -80,8 +80,8 @@ def language(
         guided: also return attention.
 
     Returns:
-        The questions' final hidden states `[B,K*T,D]`; if guided, per guided layer the attention of the first heads to the
-        prefix `[B,heads,K*T,P]`.
+        The questions' final hidden states `[B,K*T,D]`; those after the last guided layer; if guided, per guided layer the
+        attention of the first heads to the prefix `[B,heads,K*T,P]`.
     """
     config = text_model.config
     heads, eps = config.num_attention_heads, config.rms_norm_eps
@@ -92,6 +92,7 @@ def language(
     scale = dh**-0.5
     last = len(text_model.layers) - 1
     seen: list[Tensor] = []
+    middle = text
     for index, layer in enumerate(text_model.layers):
         a: Any = layer.self_attn
         h = _norm(layer.input_layernorm.weight, prefix, eps)
@@ -114,7 +115,9 @@ def language(
         out = out + torch.matmul(w[..., p:], v.view(-1, k_questions, t, dh)).view(-1, kt, dh)
         text = text + a.o_proj(_merge(out, heads))
         text = text + _mlp(layer.mlp, _norm(layer.post_attention_layernorm.weight, text, eps))
-    return _norm(text_model.norm.weight, text, eps), seen
+        if index == GUIDED_LAYERS[-1]:
+            middle = text
+    return _norm(text_model.norm.weight, text, eps), middle, seen
 
 
 def _mlp(mlp: nn.Module, h: Tensor) -> Tensor:

@@ -35,6 +35,7 @@ RATE = {"vision": 1.2e-3, "language": 2e-3, "joint": 2e-4}
 QUESTIONS, LENGTH, CAPTION_LENGTH = 20, 16, 56
 PATCHES = 196
 GUIDED_UNTIL, TAUGHT_UNTIL = 0.8, 0.85  # shares of a stage
+AIDS = {"tie": 0.2, "place": 2.0, "guide": 0.4, "meant": 2.0, "number": 0.2}  # weights beside the answers' 1
 LOUDNESS = 8.0  # RMS units from one side of the image to the other: our choice
 LOG_EVERY = int(os.environ.get("ATP_ZOO_LOG_EVERY", "50"))
 
@@ -49,6 +50,7 @@ class Heads(nn.Module):
         self.offset, self.center = nn.Linear(width, 3), nn.Linear(width, 1)
         self.present = nn.Linear(width, 46)
         self.place, self.spot = nn.Linear(width, 3), nn.Linear(width, 3)
+        self.meant, self.number = nn.Linear(width, 3), nn.Linear(width, 6)
 
     def loss(self, features: Tensor, batch: Batch) -> tuple[Tensor, dict[str, float]]:
         x = self.norm(features)
@@ -145,8 +147,8 @@ def parts(model: nn.Module) -> tuple[nn.Module, nn.Module, nn.Module]:
 
 def answer_loss(
     model: nn.Module, heads: Heads, features: Tensor, batch: Batch, length: int, run_language: Any, tie: Words, guided: bool
-) -> tuple[Tensor, Tensor, Tensor, Tensor, float]:
-    """Losses of answers, of patches with words, of places, and of guided attention; and the share of wholly right answers."""
+) -> tuple[Tensor, dict[str, Tensor], float]:
+    """The loss of answers, those of the aids by name, and the share of wholly right answers."""
     _, projector, text = parts(model)
     embed = text.embed_tokens.weight
     b = features.shape[0]
@@ -156,7 +158,7 @@ def answer_loss(
     rope_p = phases(text, torch.arange(start), prefix.dtype)
     rope_t = phases(text, torch.arange(start, start + length), prefix.dtype)
     visible = torch.full((length, length), float("-inf"), dtype=prefix.dtype).triu(1)
-    hidden, seen = run_language(text, prefix, F.embedding(batch.tokens, embed), visible, rope_p, rope_t, guided)
+    hidden, middle, seen = run_language(text, prefix, F.embedding(batch.tokens, embed), visible, rope_p, rope_t, guided)
     wanted = batch.targets >= 0
     logits = (hidden[wanted] @ embed.T).float()
     goal = batch.targets[wanted]
@@ -166,8 +168,36 @@ def answer_loss(
         wrong[wanted] = logits.argmax(-1) != goal
         slots = wanted.view(-1, length).any(1)
         right = ~wrong.view(-1, length).any(1)[slots]
-    place = place_loss(partial(loudly, heads.place), image, batch)
-    return loss, tie.loss(image, embed, batch), place, guide(seen, batch), right.float().mean().item()
+    meant, number = meant_loss(heads, middle, batch)
+    aids = {
+        "tie": tie.loss(image, embed, batch),
+        "place": place_loss(partial(loudly, heads.place), image, batch),
+        "guide": guide(seen, batch),
+        "meant": meant,
+        "number": number,
+    }
+    return loss, aids, right.float().mean().item()
+
+
+def meant_loss(heads: Heads, middle: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
+    """After the guided layers a noun `middle` `[B,K*T,D]` should know where what it names is, how large, and how many there are.
+
+    Answers about relations and sizes are comparisons of these, and were not learned until they were taught (dev/LOG.md).
+    """
+    if not len(batch.nouns):
+        return torch.zeros(()), torch.zeros(())
+    row, at = batch.nouns.T
+    here = middle[row, at]
+    spots = (batch.where & (batch.center[row] > 0)).sum(-1).clamp(max=5)
+    number = F.cross_entropy(heads.number(F.rms_norm(here, here.shape[-1:])).float(), spots)
+    rows, columns = torch.meshgrid(torch.arange(GRID), torch.arange(GRID), indexing="ij")
+    grid = torch.stack([columns, rows, torch.zeros_like(rows)], -1).view(PATCHES, 3)
+    truth = (4 * batch.offset + grid + torch.tensor([0.5, 0.5, 0.0])) / GRID  # [B,P,3], of the object on each patch
+    one = spots == 1
+    if not one.any():
+        return torch.zeros(()), number
+    first = (batch.where & (batch.center[row] > 0))[one].float().argmax(-1)
+    return F.l1_loss(loudly(heads.meant, here[one]).float(), truth[row[one], first]), number
 
 
 class Words:
@@ -238,7 +268,7 @@ def worker(rank: int, workers: int, stage: str, minutes: float, port: int, start
     if stage == "vision":
         trained: list[nn.Module] = [vision, heads]
     elif stage == "language":
-        trained = [projector, text, heads.place]
+        trained = [projector, text, heads.place, heads.meant, heads.number]
     else:
         trained = [vision, heads, projector, text]
     flat = Flat([p for part in trained for p in part.parameters()])
@@ -281,11 +311,10 @@ def worker(rank: int, workers: int, stage: str, minutes: float, port: int, start
             loss = loss + dense * (1.0 if stage == "vision" else 0.2)
         if stage != "vision":
             help_left = max(0.0, 1 - done / GUIDED_UNTIL)
-            told, tied, place, guided, right = answer_loss(
-                model, heads, features, batch, length, run_language, tie, help_left > 0
-            )
-            loss = loss + told + 0.2 * tied + 2 * place + 0.4 * help_left * guided
-            info |= {"tie_loss": tied.item(), "place_loss": place.item(), "guide_loss": guided.item()}
+            told, aids, right = answer_loss(model, heads, features, batch, length, run_language, tie, help_left > 0)
+            weight = AIDS | {"guide": AIDS["guide"] * help_left}
+            loss = loss + told + sum(weight[key] * value for key, value in aids.items())
+            info |= {f"{key}_loss": value.item() for key, value in aids.items()}
             info["caption_acc" if captions else "answer_acc"] = right
             info["caption_loss" if captions else "answer_loss"] = told.item()
         loss.backward()

@@ -97,6 +97,18 @@ def cut_mask(mask: Tensor, rows: Tensor | None, columns: Tensor | None, total: i
     return mask if width == total else close(mask, shifted >= 0)
 
 
+def cut_segments(segments: Tensor, subset: Subset) -> Tensor:
+    """Move the borders `[n + 1]` of sequences packed into one to the rows that run; empty sequences vanish.
+
+    Args:
+        segments: int, ascending from 0 to T.
+        subset: of the one packed sequence, without padding.
+    """
+    live = torch.zeros(subset.length + 1, dtype=torch.int64, device=segments.device).index_fill(0, subset.flat + 1, 1)
+    borders: Tensor = torch.unique_consecutive(live.cumsum(0)[segments.long()])
+    return borders.to(segments.dtype)
+
+
 def close(mask: Tensor, valid: Tensor) -> Tensor:
     """Forbid the columns where `valid` `[B, C]` is False in a bool or additive mask `[B, H, Q, C]`."""
     allowed = valid[:, None, None, :]

@@ -28,16 +28,43 @@ class Rows:
         values: `[B, R, N]`, 0 at tokens that are not alive.
         valid: `[B, R]` bool; inputs with fewer raters have invalid ones.
         sees: `[B, R, N]` bool, whether the rater may attend to the token (a causal mask hides later ones).
+        embeddings: `[B, R, D]`, the raters as they entered the stack; None unless the method reads "embeddings".
+        register: `[B, R]` attention to a register token in the stack, or None where there is none.
     """
 
     values: Tensor
     valid: Tensor
     sees: Tensor
+    embeddings: Tensor | None = None
+    register: Tensor | None = None
 
     def mean(self) -> Tensor:
         """Mean over the raters, `[B, N]`."""
         weight = self.valid.to(self.values.dtype).unsqueeze(-1)
         return (self.values * weight).sum(1) / weight.sum(1).clamp(min=1)
+
+
+@dataclass(frozen=True)
+class Text:
+    """The live text tokens of each prompt, in order; M is the largest number of them.
+
+    Attributes:
+        hidden: `[B, M, D]` states at the site.
+        embeddings: `[B, M, D]` states at layer 0.
+        valid: `[B, M]` bool.
+        asks: `[B, M]` bool, tokens of the question: after the last visual token, not of the template.
+        keys: `[B, M, H, d]` as `Tokens.keys`; None where the method reads no keys.
+    """
+
+    hidden: Tensor
+    embeddings: Tensor
+    valid: Tensor
+    asks: Tensor
+    keys: Tensor | None = None
+
+
+READS = ("keys", "embeddings", "text", "joint")
+"""What a method may read of `Tokens` besides rows and hidden states; it says so in `Method.reads`."""
 
 
 @dataclass(frozen=True)
@@ -49,12 +76,14 @@ class Tokens:
         layer: the site's layer.
         alive: `[B, N]` bool.
         started: how many tokens each input started with.
-        position: `[N, 2]` int64, (row, column) in the patch grid; (-1, -1) for a token that is no patch.
-        image: `[N]` int64, which image of its input a token belongs to.
-        grid: (height, width) of the patch grid of an image.
+        position: `[B, N, 2]` int64, (row, column) in the grid of its image; (-1, -1) for a token that is no patch.
+        image: `[B, N]` int64, which image of its input a token belongs to.
+        grid: largest (height, width) of an image's grid of tokens.
         rows: attention rows by kind of rater, those that the method `needs`.
         carried: `[B, N]` last scores of the stack before, NaN where there is none; None at the first scored site.
         kind: kind of the tokens.
+        sizes: `[B, N]` how many tokens each stands for after merges; None = one each.
+        ids: `[B, N]` token ids, where the kind is text.
     """
 
     stack: str
@@ -67,13 +96,56 @@ class Tokens:
     rows: Mapping[str, Rows] = field(default_factory=dict)
     carried: Tensor | None = None
     kind: str = "visual"
+    sizes: Tensor | None = None
+    ids: Tensor | None = None
     _hidden: Callable[[], Tensor] | None = field(default=None, repr=False)
+    _keys: Callable[[], Tensor] | None = field(default=None, repr=False)
+    _embeddings: Callable[[], Tensor] | None = field(default=None, repr=False)
+    _text: Callable[[], Text] | None = field(default=None, repr=False)
+    _joint: Callable[[], tuple[Tensor, Tensor]] | None = field(default=None, repr=False)
 
     @cached_property
     def hidden(self) -> Tensor:
         """Hidden states `[B, N, D]`, gathered on first use; tokens that are gone have their last state."""
         assert self._hidden is not None, "these tokens were made without hidden states"
         return self._hidden()
+
+    @cached_property
+    def likeness(self) -> Tensor:
+        """Cosine similarity of the hidden states, `[B, N, N]` in float32, or float64 for double inputs."""
+        wide = torch.promote_types(self.hidden.dtype, torch.float32)  # in bfloat16 most neighbours tie
+        unit = torch.nn.functional.normalize(self.hidden.to(wide), dim=-1)
+        return unit @ unit.transpose(1, 2)
+
+    @cached_property
+    def keys(self) -> Tensor:
+        """Keys `[B, N, H, d]` of the layer before the site, as projected: no rotary phases, H heads of keys."""
+        assert self._keys is not None, "these tokens were made without keys: name them in the method's `reads`"
+        return self._keys()
+
+    @cached_property
+    def key_likeness(self) -> Tensor:
+        """Cosine similarity of the keys' means over the heads, `[B, N, N]` in float32, or float64 for double inputs."""
+        wide = torch.promote_types(self.keys.dtype, torch.float32)
+        unit = torch.nn.functional.normalize(self.keys.to(wide).mean(2), dim=-1)
+        return unit @ unit.transpose(1, 2)
+
+    @cached_property
+    def embeddings(self) -> Tensor:
+        """The tokens as they entered the stack's layer 0, `[B, N, D]`."""
+        assert self._embeddings is not None, "these tokens were made without embeddings: name them in the method's `reads`"
+        return self._embeddings()
+
+    @cached_property
+    def text(self) -> Text:
+        """The text tokens of the prompts; there are none in a tower."""
+        assert self._text is not None, "these tokens were made without text: name it in the method's `reads`"
+        return self._text()
+
+    @cached_property
+    def joint(self) -> tuple[Tensor, Tensor] | None:
+        """Patches `[B, N, E]` and question `[B, E]` in the space of a text encoder that matches the tower; None = no such one."""
+        return None if self._joint is None else self._joint()
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from transformers import DynamicCache
 import tiny
 from atp.adapters import adapt, cache_layer
 from atp.budget.calibration import Calibration, fingerprint
-from atp.engine import census, prune
+from atp.engine import prune
 from atp.errors import InvalidPlan, UnsupportedModel
 from atp.plan import Plan, Site, Step
 
@@ -59,8 +59,10 @@ def test_a_window_that_already_forgot() -> None:
 
 
 def test_features_that_are_no_patches() -> None:
+    adapter = adapt(tiny.model())
+    adapter.shape = dataclasses.replace(adapter.shape, visual=9)
     with pytest.raises(UnsupportedModel, match="gives 9 visual tokens but the tower has 16 patches"):
-        census.feature_patches(adapt(tiny.model()), 9, torch.device("cpu"))
+        adapter.pack(torch.zeros(1, 16, 5), (16,), None)
 
 
 def test_features_of_other_images() -> None:

@@ -34,7 +34,7 @@ def test_packed_questions_equal_single_questions() -> None:
         embed = text.embed_tokens.weight
         prefix = torch.cat([embed[torch.tensor(PREFIX)].expand(2, -1, -1), image], 1)
         visible = torch.full((length, length), float("-inf"), dtype=torch.float64).triu(1)
-        hidden, _ = packed.language(
+        hidden, _, _ = packed.language(
             text,
             prefix,
             embed[tokens],

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from atp.budget.shape import ModelShape
 from atp.cache import SubsetStore
+from atp.subset import Subset
 
 Args = tuple[Any, ...]
 Kwargs = dict[str, Any]
@@ -26,12 +27,37 @@ class LayerCall:
         mask: bool or additive `[B, H or 1, Q, C]`, or None.
         phases: rotary cos and sin, `[B or 1, T, d]`, or None.
         cache: the model's cache object, or None.
+        segments: borders of the sequences packed into one, `[n + 1]`, from 0 to T; None = the mask says who sees whom.
     """
 
     hidden: Tensor
     mask: Tensor | None
     phases: tuple[Tensor, Tensor] | None = None
     cache: Any = None
+    segments: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class Images:
+    """The images of one call of the tower.
+
+    A token is what leaves as one: the group of g patches that becomes one visual token (1 where patches stay apart).
+
+    Attributes:
+        where: `[P, N, g]` places of each token's patches in the sequence; any place where an image has fewer tokens.
+        counts: tokens of each image; N is the largest.
+        others: `[S, T]` bool, places that never leave (class token).
+        prefix: how many of them an image has.
+        grids: (height, width) of each image, in tokens.
+        packed: whether one sequence (S = 1) holds all images, instead of one each.
+    """
+
+    where: Tensor
+    counts: tuple[int, ...]
+    others: Tensor
+    prefix: int
+    grids: tuple[tuple[int, int], ...]
+    packed: bool = False
 
 
 @dataclass(frozen=True)
@@ -45,6 +71,7 @@ class Prompt:
         candidates: last tokens that are guesses of assisted decoding, not prompt.
         cached: whether keys are stored for later calls.
         features: the object that carries features encoded before this call, or None where the call has pixels.
+        extra: what `Adapter.pack` needs besides (sizes of any-resolution images), or None.
     """
 
     ids: Tensor
@@ -53,6 +80,7 @@ class Prompt:
     candidates: int
     cached: bool
     features: Any
+    extra: Any = None
 
 
 class StackView(ABC):
@@ -64,6 +92,7 @@ class StackView(ABC):
         head_dim, scaling: of the attention.
         causal: whether a missing mask means a causal one.
         prefix: tokens at the start of the sequence that never leave.
+        maskable: whether layers take a mask; where they do not, all inputs of a batch keep the same count.
     """
 
     name: str
@@ -73,6 +102,7 @@ class StackView(ABC):
     scaling: float
     causal: bool
     prefix: int
+    maskable: bool = True
 
     @property
     @abstractmethod
@@ -89,7 +119,20 @@ class StackView(ABC):
 
     @abstractmethod
     def projections(self, layer: int) -> tuple[nn.Module, nn.Module]:
-        """Return the modules whose outputs are the layer's queries and keys `[B, T, H * d]`, before rotary phases."""
+        """Return the modules whose outputs are the layer's queries and keys, before rotary phases."""
+
+    def projected(self, which: str, output: Tensor) -> Tensor:
+        """Return the `queries` or `keys` `[B, T, H * d]` in the output of their projection."""
+        return output
+
+    def states(self, output: Any) -> Tensor:
+        """Return the hidden states `[B, K, D]` in a layer's output."""
+        states: Tensor = output[0] if isinstance(output, tuple) else output
+        return states
+
+    def restated(self, output: Any, states: Tensor) -> Any:
+        """Return a layer's output with other hidden states."""
+        return (states, *output[1:]) if isinstance(output, tuple) else states
 
 
 class Adapter(ABC):
@@ -98,14 +141,19 @@ class Adapter(ABC):
     Attributes:
         model_types: values of `config.model_type` it serves.
         model: the whole model.
-        shape: its sizes.
+        shape: its sizes; those of a nominal image where images differ in size.
         vision, language: its stacks.
-        grid: (height, width) of an image's patches.
+        grid: (height, width) of a nominal image, in tokens.
+        resizable: whether the tower takes smaller images (`resize`).
+        connects: what patches are to the connector. `rows`: each passes alone, so dead ones stay out; `grid`: it wants all;
+            `keys`: they are looked at by queries of its own, so dead ones are no keys and visual tokens stand for no patch.
         top, base, tower, connector, text: modules whose calls the engine watches: the model with its head, the model that
             joins images and text, the vision tower, the connector, the language model without head.
     """
 
     model_types: ClassVar[tuple[str, ...]] = ()
+    resizable: ClassVar[bool] = False
+    connects: ClassVar[str] = "grid"
 
     model: nn.Module
     shape: ModelShape
@@ -135,8 +183,25 @@ class Adapter(ABC):
         """Whether the base model's call begins a sequence: nothing is cached."""
 
     @abstractmethod
-    def pixels(self, args: Args, kwargs: Kwargs) -> Tensor:
-        """Return the pixels `[P, C, H, W]` of the tower's call."""
+    def images(self, args: Args, kwargs: Kwargs) -> Images:
+        """Read the tower's call."""
+
+    def pack(self, values: Tensor, counts: Sequence[int], extra: Any) -> list[Tensor]:
+        """Lay what is known of the tower's tokens out as the visual tokens of the prompt.
+
+        Args:
+            values: `[P, N, C]`, C facts of each token of each image of the tower.
+            counts: tokens of each image.
+            extra: of the prompt.
+
+        Returns:
+            For each image of the prompts `[F, C]`; NaN where a visual token stands for none of the tower's.
+        """
+        return [values[index, :count] for index, count in enumerate(counts)]
+
+    def narrow(self, args: Args, kwargs: Kwargs, subset: Subset) -> tuple[Args, Kwargs]:
+        """Return the arguments of a connector that `connects` by keys on the live patches only."""
+        raise NotImplementedError(f"the connector of {type(self).__name__} does not connect by keys")
 
     @abstractmethod
     def cache_layer(self, cache: Any, layer: int) -> SubsetStore | None:
@@ -159,16 +224,16 @@ class Adapter(ABC):
         """Attach a value to the tower's output, which travels with the features made from it."""
 
     @abstractmethod
-    def tagged(self, features: Any) -> tuple[Any, list[Tensor]]:
-        """Return the value attached to the features' carrier, None where there is none, and the features image by image."""
+    def tagged(self, features: Any) -> tuple[Any, list[int]]:
+        """Return the value attached to the features' carrier, None where there is none, and each image's visual tokens."""
 
     @abstractmethod
     def map_states(self, output: Any, change: Callable[[Tensor], Tensor]) -> Any:
         """Return a stack's output with `change` applied to every hidden state `[B, T, D]` in it."""
 
-    @abstractmethod
     def resized(self, args: Args, kwargs: Kwargs, change: Callable[[Tensor], Tensor]) -> tuple[Args, Kwargs]:
         """Return the tower's arguments with `change` applied to the pixels, and position embeddings interpolated."""
+        raise NotImplementedError(f"{type(self).__name__} is not resizable")
 
     @abstractmethod
     def template_ids(self, processor: Any) -> frozenset[int]:

@@ -105,8 +105,14 @@ def count(shape: ModelShape, workload: Workload, lengths: Lengths | None = None,
     embedded = shape.patches if lengths.embedded is None else lengths.embedded
     connected = shape.visual if lengths.connected is None else lengths.connected
     tower = 2.0 * embedded * shape.patch_inputs * shape.vision.hidden
-    tower += sum(layer_flops(shape.vision, n, n) for n in lengths.vision) + _pooling_flops(shape, embedded)
+    whole_tower = shape.patches + shape.prefix
+    for layer, n in enumerate(lengths.vision):
+        window = shape.windows[layer] if shape.windows else whole_tower  # a window empties as fast as the image
+        tower += layer_flops(shape.vision, n, n * min(1.0, window / whole_tower))
+    tower += _pooling_flops(shape, embedded)
     bridge = sum(2.0 * connected * rows * columns for rows, columns in shape.connector)
+    if shape.connects == "keys":
+        bridge += shape.query_flops + shape.key_flops * (lengths.vision[-1] if lengths.vision else whole_tower)
     head = 2.0 * shape.language.hidden * shape.vocab
     steps = workload.answer - 1
     keys = steps * (steps + 1) / 2  # sum of the decoded tokens that step 1, 2, ... sees, itself included
@@ -166,15 +172,17 @@ def lengths_of(shape: ModelShape, workload: Workload, plan: Plan, keeps: Mapping
     keeps = keeps or {}
     pixels = plan.at("pixels", 0)
     embedded = _target(pixels, shape.patches, keeps) if pixels else float(shape.patches)
-    tower, patches = _walk(plan, "vision", shape.vision.layers, embedded, shape.patches, keeps)
+    group = shape.group  # a plan counts what leaves as one
+    tower, tokens = _walk(plan, "vision", shape.vision.layers, embedded / group, shape.patches / group, keeps)
+    patches = tokens * group
     started = workload.images * shape.visual
     connected = visual_after(shape, patches)
     prompt, _ = _walk(plan, "language", shape.language.layers, workload.images * connected, started, keeps)
     return Lengths(
-        vision=tuple(n + shape.prefix for n in tower),
+        vision=tuple(n * group + shape.prefix for n in tower),
         language=tuple(n + workload.text for n in prompt),
         embedded=embedded if pixels else None,
-        connected=connected if connected < shape.visual else None,
+        connected=connected if connected < shape.visual and shape.connects == "rows" else None,
     )
 
 
@@ -183,6 +191,8 @@ def visual_after(shape: ModelShape, patches: float) -> float:
 
     Where the prefix token is a visual token too (LLaVA's `full` feature selection), it stays.
     """
+    if shape.connects == "keys":
+        return float(shape.visual)
     if shape.prefix and shape.visual == shape.patches + shape.prefix:
         return patches + shape.prefix
     return patches * shape.visual / shape.patches
@@ -194,7 +204,7 @@ def rater_count(names: Iterable[str], shape: ModelShape, workload: Workload, sta
     Raises:
         InvalidPlan: a name that is none of question, last, class, visual.
     """
-    visual = shape.patches if stack == "vision" else max(1, workload.images) * shape.visual
+    visual = shape.patches // shape.group if stack == "vision" else max(1, workload.images) * shape.visual
     question = max(1, min(QUESTION_RATERS, workload.text))
     known = {"question": question, "last": 1, "class": 1, "visual": min(VISUAL_RATERS, visual)}
     total = 0

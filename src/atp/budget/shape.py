@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class ModelShape:
 
     Attributes:
         vision: the tower.
-        patches: patch tokens of one image in the tower.
+        patches: patch tokens of one image in the tower (of a nominal one where images differ in size).
         prefix: tokens of the tower that never leave (class token): 1 or 0.
         patch_inputs: values of one patch, channels * patch_size**2.
         connector: (in, out) of each matrix that every patch passes between tower and language model.
@@ -41,6 +41,12 @@ class ModelShape:
         vocab: rows of the output matrix.
         pooling_head: the tower ends in an attention-pooling head (SigLIP with `vision_use_head`) which runs on every
             forward although a VLM never reads its output; it sees the whole grid, dead patches too.
+        group: patches of the tower that leave as one, because they become one visual token.
+        connects: what patches are to the connector, see `atp.adapters.base.Adapter`: `rows` (dead ones stay out), `grid` (it
+            gets all) or `keys` (queries of its own look at the live ones, so its output never shrinks).
+        key_flops: with `keys`, FLOPs of the connector for each live patch.
+        query_flops: with `keys`, FLOPs of the connector for an image, whatever is alive.
+        windows: per tower layer, the patches that one patch sees at most; () = all in every layer.
     """
 
     vision: StackShape
@@ -52,3 +58,15 @@ class ModelShape:
     language: StackShape
     vocab: int
     pooling_head: bool = False
+    group: int = 1
+    connects: str = "rows"
+    key_flops: float = 0.0
+    query_flops: float = 0.0
+    windows: tuple[float, ...] = ()
+
+    def of_size(self, patches: int) -> ModelShape:
+        """Return the same model with an image of another number of patches."""
+        if patches == self.patches:
+            return self
+        visual = self.visual if self.connects == "keys" else round(self.visual * patches / self.patches)
+        return replace(self, patches=patches, visual=visual)

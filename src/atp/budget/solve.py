@@ -144,7 +144,7 @@ class _Family:
 
     def started(self, site: Site) -> int:
         """Tokens of one image that the site's stack starts with."""
-        return self.shape.visual if site.stack == "language" else self.shape.patches
+        return self.shape.visual if site.stack == "language" else self.shape.patches // self.shape.group
 
     def pruned(self) -> Plan:
         counts = self.counts
@@ -193,7 +193,7 @@ class _Family:
             if not sites:
                 continue
             started = self.started(sites[0])
-            enters = visual_after(self.shape, found[-1]) if stack == "language" and found else float(started)
+            enters = visual_after(self.shape, found[-1] * self.shape.group) if stack == "language" and found else float(started)
             ratio = started ** -min(1.0, strength * weight)
             for index in range(1, len(sites) + 1):
                 found.append(min(whole(ratio**index, enters), int(enters)))

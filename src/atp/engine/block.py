@@ -113,8 +113,9 @@ def _install(run: Run, handles: list[Any]) -> None:
     after(adapter.base, run.leave_base, always_call=True)
     before(adapter.tower, run.enter_tower)
     after(adapter.tower, run.leave_tower)
-    handles.append(adapter.connector.register_forward_pre_hook(run.enter_connector))
-    after(adapter.connector, run.leave_connector)
+    if adapter.connects != "grid":
+        before(adapter.connector, run.enter_connector)
+        after(adapter.connector, run.leave_connector)
     before(adapter.text, run.enter_text)
     after(adapter.text, run.leave_text, with_kwargs=True)
     for view in (adapter.vision, adapter.language):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 
 import torch
@@ -31,7 +31,7 @@ class Capture:
         subset: rows that ran there, None = all.
         mask, phases: as that layer got them, cut to the subset.
         past: keys stored before, `[B, H_kv, C, d]`, phases applied; None = none.
-        queries, keys: `[B, K, H * d]`.
+        queries, keys: `[S, K, H * d]`.
     """
 
     subset: Subset | None
@@ -75,6 +75,9 @@ class Chooser:
                 chosen, counts = allocate_adaptive(scores, before, step, torch.tensor(census.started, device=scores.device))
             else:
                 chosen = torch.tensor(counts, device=scores.device)
+            if not view.maskable and len(set(counts)) > 1:  # nothing can hide padding: the batch's largest count for all
+                counts = [max(counts)] * len(counts)
+                chosen = torch.full_like(chosen, counts[0])
             if counts != census.counts:
                 keep = self.method.select(scores, tokens, chosen)
             census.scores = scores.masked_fill(~before, torch.nan)
@@ -119,8 +122,14 @@ class Chooser:
             grid=census.grid,
             rows=rows,
             carried=census.carried,
-            _hidden=lambda: hidden.gather(1, census.where.unsqueeze(-1).expand(-1, -1, hidden.shape[-1])),
+            _hidden=lambda: _patches(hidden, census).mean(2),
         )
+
+
+def _patches(states: Tensor, census: Census) -> Tensor:
+    """Take `[S, T, D]` at the places of the tokens' patches, `[B, N, g, D]`."""
+    found = states.gather(1, census.places.unsqueeze(-1).expand(-1, -1, states.shape[-1]))
+    return found.view(*census.where.shape, states.shape[-1])
 
 
 def rater_kinds(method: Method, view: StackView) -> tuple[str, ...]:
@@ -131,12 +140,38 @@ def rater_kinds(method: Method, view: StackView) -> tuple[str, ...]:
 
 @dataclass
 class _Attention:
-    """Rows of the captured layer's attention, in the census's numbering."""
+    """Rows of the captured layer's attention, in the census's numbering.
+
+    Images packed into one sequence are laid side by side first; a layer's window does not hide patches of the same image then.
+    """
 
     view: StackView
     census: Census
     capture: Capture
     flops: float = 0.0
+    where: Tensor = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.where = self.census.where
+        if self.census.packed:
+            self._unpack()
+
+    def _unpack(self) -> None:
+        """Turn the packed sequence into one sequence an image."""
+        census, capture = self.census, self.capture
+        assert capture.queries is not None and capture.keys is not None, "the layer before the site did not run"
+        inputs, most, group = self.where.shape
+        index = self.slots(census.places).unsqueeze(-1)
+
+        def lay(packed: Tensor) -> Tensor:
+            return packed.gather(1, index.expand(-1, -1, packed.shape[-1])).view(inputs, most * group, packed.shape[-1])
+
+        alive = census.alive.unsqueeze(-1).expand_as(self.where).reshape(inputs, 1, 1, -1)
+        phases = capture.phases
+        cut = None if phases is None else (lay(phases[0]), lay(phases[1]))
+        self.capture = Capture(None, alive, cut, None, lay(capture.queries), lay(capture.keys))
+        self.where = torch.arange(most * group, device=index.device).view(1, most, group).expand(inputs, -1, -1)
+        self.__dict__.pop("slot", None)
 
     @cached_property
     def slot(self) -> Tensor | None:
@@ -169,9 +204,9 @@ class _Attention:
         census = self.census
         if kind == "visual":
             index, valid = spread(census.alive, VISUAL_RATERS)
-            return census.where.gather(1, index), valid
+            return self.where[..., 0].gather(1, index), valid
         if kind == "class":
-            first = census.where.new_zeros(census.where.shape[0], 1)
+            first = self.where.new_zeros(self.where.shape[0], 1)
             return first, torch.ones_like(first, dtype=torch.bool)
         last = self.last()
         if kind == "last":
@@ -198,7 +233,7 @@ class _Attention:
         census = self.census
         assert census.ids is not None, "a tower has no question"
         started = torch.tensor(census.started, device=census.where.device).unsqueeze(1)
-        end = census.where.gather(1, (started - 1).clamp(min=0)).masked_fill(started == 0, -1)
+        end = census.where[..., 0].gather(1, (started - 1).clamp(min=0)).masked_fill(started == 0, -1)
         number = torch.arange(census.ids.shape[1], device=census.where.device)
         asking = self.prompt(census.others) & (number > end)
         if template:
@@ -223,14 +258,15 @@ class _Attention:
         allowed = self.allowed(slots, keys.shape[2], ran)
         rows = attention_rows(queries, keys, allowed, view.scaling)
         self.flops += 2.0 * keys.shape[0] * slots.shape[1] * keys.shape[2] * view.heads * view.head_dim
-        columns = self.slots(census.where).unsqueeze(1).expand(-1, slots.shape[1], -1)
+        batch, count = slots.shape
+        columns = self.slots(self.where.reshape(batch, -1)).unsqueeze(1).expand(-1, count, -1)
         alive = census.alive.unsqueeze(1)
-        values = rows[..., -ran:].gather(2, columns) * alive
+        values = rows[..., -ran:].gather(2, columns).view(batch, count, -1, census.group).sum(-1) * alive
         if allowed is None:
             return values, alive.expand_as(values)
         open_ = allowed if allowed.dtype == torch.bool else allowed > torch.finfo(allowed.dtype).min / 2
-        open_ = open_[:, 0].expand(slots.shape[0], slots.shape[1], -1)[..., -ran:]
-        return values, open_.gather(2, columns) & alive
+        open_ = open_[:, 0].expand(batch, count, -1)[..., -ran:]
+        return values, open_.gather(2, columns).view(batch, count, -1, census.group).all(-1) & alive
 
     def allowed(self, slots: Tensor, stored: int, ran: int) -> Tensor | None:
         """Return the raters' rows of the layer's mask, `[B, 1 or H, R, C]`; None = everything is seen."""

@@ -7,6 +7,7 @@ to match, and its output is written back over the full residual.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -17,7 +18,7 @@ from atp.cache import Columns, SubsetStore
 from atp.engine.census import Census
 from atp.engine.choice import Capture, Chooser, cut_phases
 from atp.plan import Step
-from atp.subset import Subset, build, close, cut_mask, gather, open_rows, ragged_mask, scatter
+from atp.subset import Subset, build, close, cut_mask, cut_segments, gather, open_rows, ragged_mask, scatter
 from atp.tokens import Record
 
 
@@ -110,9 +111,13 @@ class StackPass:
             store.announce(length, None if subset is None else columns)
         mask = self._mask(call, columns, past + length)
         if subset is None:
-            return None if mask is call.mask else LayerCall(call.hidden, mask, call.phases, call.cache)
+            return None if mask is call.mask else replace(call, mask=mask)
+        segments = call.segments
+        if segments is not None:
+            known = self._remember(("segments", id(segments)), lambda: (cut_segments(segments, subset), segments))
+            segments = known[0]
         phases = self._remember(("phases", id(call.phases)), lambda: (cut_phases(call.phases, subset), call.phases))[0]
-        return LayerCall(self._rows(call.hidden, subset), mask, phases, call.cache)
+        return LayerCall(self._rows(call.hidden, subset), mask, phases, call.cache, segments)
 
     def _rows(self, hidden: Tensor, subset: Subset) -> Tensor:
         """Gather, unless nothing touched the residual since the layer before wrote the same rows."""
@@ -169,15 +174,15 @@ class StackPass:
         if self.subset is None:
             return None
         assert full is not None
-        part = output[0] if isinstance(output, tuple) else output
+        part = self.view.states(output)
         wide = scatter(full, part, self.subset)
         self._narrow = (wide, part)
-        return (wide, *output[1:]) if isinstance(output, tuple) else wide
+        return self.view.restated(output, wide)
 
     def captured(self, which: str, output: Tensor) -> None:
         """Take a projection's output, if a site wants it."""
         if self.armed and self.capture is not None:
-            setattr(self.capture, which, output.detach())
+            setattr(self.capture, which, self.view.projected(which, output.detach()))
 
     def widen(self, state: Tensor) -> Tensor:
         """Give back the full length to the one state that is recorded before our hooks: the input of layer 0."""

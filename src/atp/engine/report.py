@@ -22,15 +22,15 @@ class Ledger:
     """Host-side counts of everything that ran.
 
     Attributes:
-        images: (length of each tower layer, patches embedded, features connected) of each image, with how often.
-        rows: (images, text tokens, length of each language layer) of each prompt, with how often.
+        images: (patches, length of each tower layer, patches embedded, features connected) of each image, with how often.
+        rows: (visual tokens, text tokens, length of each language layer) of each prompt, with how often.
         visual: sum over prompts of the mean visual tokens per language layer.
         decoded: tokens that ran after their prompt.
         seconds: host time of scoring and choosing.
         kept: of the last forward, tokens kept by stack, layer and input.
     """
 
-    images: Counter[tuple[tuple[int, ...], int | None, int | None]] = field(default_factory=Counter)
+    images: Counter[tuple[int, tuple[int, ...], int | None, int | None]] = field(default_factory=Counter)
     rows: Counter[tuple[int, int, tuple[int, ...]]] = field(default_factory=Counter)
     visual: float = 0.0
     decoded: int = 0
@@ -45,13 +45,14 @@ class Ledger:
     def tower(self, tower: TowerPass) -> None:
         """Add the images of one pass of the tower."""
         for index, lengths in enumerate(tower.lengths):
-            self.images[lengths, tower.embedded, tower.connected[index] if tower.connected else None] += 1
+            connected = tower.connected[index] if tower.connected else None
+            self.images[tower.started[index] * tower.group, lengths, tower.embedded, connected] += 1
 
-    def prompts(self, census: Census, layers: int, features: int) -> None:
-        """Add the prompts of one forward; an image has `features` visual tokens."""
+    def prompts(self, census: Census, layers: int) -> None:
+        """Add the prompts of one forward."""
         for row, lengths in enumerate(census.lengths(layers)):
             text = census.other_counts[row]
-            self.rows[census.started[row] // features, text, lengths] += 1
+            self.rows[census.started[row], text, lengths] += 1
             self.visual += sum(lengths) / layers - text
 
     def text_only(self, batch: int, length: int, layers: int) -> None:
@@ -130,16 +131,17 @@ def make_report(shape: ModelShape, plan: Plan, method: str, ledger: Ledger, sele
     pruned, full = [Flops(0, 0, 0, 0, selection)], [Flops(0, 0, 0, 0)]
     one = Workload(images=1, text=0, answer=1)
     nothing = (0.0,) * shape.language.layers
-    for (layers, embedded, connected), times in ledger.images.items():
-        spent = count(shape, one, Lengths(tuple(map(float, layers)), nothing, embedded, connected))
+    for (patches, layers, embedded, connected), times in ledger.images.items():
+        own = shape.of_size(patches)
+        spent = count(own, one, Lengths(tuple(map(float, layers)), nothing, embedded, connected))
         pruned.append(Flops(spent.vision * times, spent.connector * times, 0, 0))
-        spent = count(shape, one)
+        spent = count(own, one)
         full.append(Flops(spent.vision * times, spent.connector * times, 0, 0))
     prompts = ledger.count
     steps = ledger.decoded / prompts if prompts else 0.0
     idle = (0.0,) * shape.vision.layers
-    for (own, text, layers), times in ledger.rows.items():
-        whole = (float(own * shape.visual + text),) * shape.language.layers
+    for (visual, text, layers), times in ledger.rows.items():
+        whole = (float(visual + text),) * shape.language.layers
         for flops, lengths in ((pruned, tuple(map(float, layers))), (full, whole)):
             spent = _decoded(shape, text, Lengths(idle, lengths), steps)
             flops.append(Flops(0, 0, spent.prefill * times, spent.decode * times))

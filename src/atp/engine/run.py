@@ -7,9 +7,9 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from atp.adapters.base import Adapter, Args, Kwargs, Prompt, StackView
+from atp.adapters.base import Adapter, Args, Images, Kwargs, Prompt, StackView
 from atp.budget.shape import ModelShape
-from atp.engine.census import TowerPass, feature_alive, feature_patches, image_index, of_prompt, of_tower
+from atp.engine.census import TowerPass, arrivals, image_rows, of_prompt, of_tower
 from atp.engine.choice import Chooser
 from atp.engine.passes import StackPass
 from atp.engine.report import Ledger, Report, make_report
@@ -36,13 +36,15 @@ class Run:
         self.forwards = 0
         self.dropped = 0
         self._warned: set[str] = set()
-        self._candidates, self._fresh, self._visual = 0, False, 0
+        self._candidates, self._fresh = 0, False
         self._prompt: Prompt | None = None
         self._before: tuple[Any, int] | None = None
         self._tower: TowerPass | None = None
         self._vision: StackPass | None = None
         self._language: StackPass | None = None
         self._resize: SmallerImage | None = None
+        self._images: Images | None = None
+        self._live: tuple[Tensor, list[int]] | None = None
         self._features: tuple[Subset, Tensor] | None = None
 
     @property
@@ -109,7 +111,7 @@ class Run:
     def leave_base(self, module: nn.Module, args: Args, output: Any) -> None:
         """After it, also when it raised."""
         self._prompt = self._language = self._tower = self._vision = None
-        self._features = None
+        self._features = self._live = self._images = None
 
     def _note(self, stack: str, records: list[Record]) -> None:
         self.trace.records.extend(records)
@@ -124,12 +126,12 @@ class Run:
 
     def enter_tower(self, module: nn.Module, args: Args, kwargs: Kwargs) -> tuple[Args, Kwargs] | None:
         """Before the tower: take the census, or make the image smaller."""
-        pixels = self.adapter.pixels(args, kwargs)
         step = self.steps("pixels").get(0)
         if step is not None:
             self._resize = SmallerImage(self.adapter, step)
             return self.adapter.resized(args, kwargs, self._resize.shrink)
-        census = of_tower(self.adapter, pixels.shape[0], pixels.device)
+        self._images = self.adapter.images(args, kwargs)
+        census = of_tower(self._images)
         self._vision = StackPass(self.adapter, self.adapter.vision, census, self.steps("vision"), self.chooser, self.forwards)
         return None
 
@@ -139,67 +141,74 @@ class Run:
         resize, self._resize = self._resize, None
         if resize is not None:
             output = self.adapter.map_states(output, resize.widen)
-            tower = resize.tower_pass()
+            tower, self._live = resize.tower_pass(), resize.live()
             self._note("pixels", [resize.record(self.forwards)])
         else:
-            assert running is not None and running.census is not None
+            assert running is not None and running.census is not None and self._images is not None
             output = self.adapter.map_states(output, running.widen)
             self._note("vision", running.records)
             census = running.census
-            lengths = census.lengths(self.adapter.shape.vision.layers)
-            tower = TowerPass(census.alive, census.counts, census.scores, lengths)
-        self.dropped += sum(self.adapter.shape.patches - n for n in tower.counts)
+            tower = TowerPass(
+                alive=census.alive,
+                started=census.started,
+                counts=census.counts,
+                scores=census.scores,
+                lengths=census.lengths(self.adapter.shape.vision.layers),
+                grids=list(self._images.grids),
+                group=census.group,
+            )
+            self._live = None if census.packed else (census.live(), census.live_counts())
+        self.dropped += sum(a - b for a, b in zip(tower.started, tower.counts, strict=True))
         self.adapter.tag(output, tower)
         self._tower = tower
+        if self.adapter.connects != "rows":
+            self.ledger.tower(tower)
         return output
 
-    def enter_connector(self, module: nn.Module, args: Args) -> Args | None:
-        """Before the connector: only patches that are alive pass it."""
-        tower, self._features = self._tower, None
-        if tower is None or tower.features is not None:
+    def enter_connector(self, module: nn.Module, args: Args, kwargs: Kwargs) -> tuple[Args, Kwargs] | None:
+        """Before the connector: only live patches go in, where it can do without the others."""
+        live, self._live, self._features = self._live, None, None
+        if live is None or self.adapter.connects == "grid":
             return None
+        where, counts = live
+        if self.adapter.connects == "keys":
+            return self.adapter.narrow(args, kwargs, build(where, counts)) if min(counts) < where.shape[1] else None
+        assert self._tower is not None
         states = args[0]
-        patch = feature_patches(self.adapter, states.shape[1], states.device)
-        alive, counts = feature_alive(patch, tower)
-        tower.connected = counts
+        cut = where.shape[1] - states.shape[1]  # the model left out that many first places
+        where = where[:, cut:]
+        counts = [n - cut for n in counts] if cut <= self.adapter.shape.prefix else [int(n) for n in where.sum(1).tolist()]
+        self._tower.connected = counts
         if min(counts) == states.shape[1]:
             return None
-        subset = build(alive, counts)
+        subset = build(where, counts)
         self._features = (subset, states)
-        return (gather(states, subset), *args[1:])
+        return (gather(states, subset), *args[1:]), kwargs
 
-    def leave_connector(self, module: nn.Module, args: Args, output: Tensor) -> Tensor:
+    def leave_connector(self, module: nn.Module, args: Args, output: Any) -> Any:
         """After the connector: full length again; what stands at dead places never enters the language model."""
         taken, self._features = self._features, None
-        if taken is not None:
-            subset, states = taken
-            output = scatter(output.new_zeros(*states.shape[:2], output.shape[-1]), output, subset)
-        if self._tower is not None and self._tower.features is None:
-            self._tower.features = output.detach()
+        if self._tower is not None and self.adapter.connects == "rows":
             self.ledger.tower(self._tower)
-        return output
+        if taken is None:
+            return None
+        subset, states = taken
+        return scatter(output.new_zeros(*states.shape[:2], output.shape[-1]), output, subset)
 
     # --- language model -----------------------------------------------------------------------------------------------
 
     def enter_text(self, module: nn.Module, args: Args, kwargs: Kwargs) -> None:
         """Before the language model: who arrived?"""
-        census, tower, images = None, None, []
-        prompt = self._prompt
+        census, prompt = None, self._prompt
         if prompt is not None:
-            if prompt.features is None:
-                tower = self._tower
-                assert tower is not None and tower.features is not None
-                features, images = tower.features.shape[1], list(range(tower.images))
-            else:
+            tower, made = self._tower, None
+            if prompt.features is not None:
                 tower, made = self.adapter.tagged(prompt.features)
-                features = made[0].shape[0]
-                images = list(range(len(made))) if tower is None else image_index(tower, made)
-            census = of_prompt(self.adapter, prompt, features, images, tower)
-            rows = [row for row, n in enumerate(census.started) for _ in range(n // features)]
-            first = dict(reversed(list(zip(images, rows, strict=False))))  # beams repeat images
-            self.trace.image_rows = [first[image] for image in sorted(first)]
-            self.trace.grids = [self.adapter.grid] * len(first)
-            self._visual = features
+            arrived = arrivals(self.adapter, prompt, tower, made, prompt.visual.device)
+            given = len(arrived.lengths) if made is None else len(made)
+            census = of_prompt(prompt, arrived, given)
+            self.trace.image_rows = image_rows(arrived, census, given // len(arrived.lengths))
+            self.trace.grids = arrived.grids
         steps = self.steps("language") if census is not None else {}
         self._language = StackPass(self.adapter, self.adapter.language, census, steps, self.chooser, self.forwards)
 
@@ -217,7 +226,7 @@ class Run:
             return None
         census = running.census
         self._note("language", running.records)
-        self.ledger.prompts(census, self.adapter.shape.language.layers, self._visual)
+        self.ledger.prompts(census, self.adapter.shape.language.layers)
         self.dropped += sum(a - b for a, b in zip(census.started, census.counts, strict=True))
         self.forwards += 1
         return self.adapter.map_states(output, running.widen)

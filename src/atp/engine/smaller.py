@@ -47,7 +47,20 @@ class SmallerImage:
         patches, count = self.side**2, self.small**2
         alive = torch.zeros(patches, dtype=torch.bool, device=self.device).index_fill(0, self.where, True)
         length = (count + self.adapter.shape.prefix,) * self.adapter.shape.vision.layers
-        return TowerPass(alive.expand(self.batch, -1), [count] * self.batch, None, [length] * self.batch, embedded=count)
+        return TowerPass(
+            alive=alive.expand(self.batch, -1),
+            started=[patches] * self.batch,
+            counts=[count] * self.batch,
+            scores=None,
+            lengths=[length] * self.batch,
+            grids=[self.adapter.grid] * self.batch,
+            embedded=count,
+        )
+
+    def live(self) -> tuple[Tensor, list[int]]:
+        """Places of the full grid that hold something, `[P, T]`, and how many of each image."""
+        made, prefix = self.tower_pass(), self.adapter.shape.prefix
+        return functional.pad(made.alive, (prefix, 0), value=True), [count + prefix for count in made.counts]
 
     def record(self, forward: int) -> Record:
         """Return what the trace remembers of it; the stack is `pixels`."""

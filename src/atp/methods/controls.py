@@ -58,7 +58,7 @@ class Uniform(Method):
 
     def score(self, tokens: Tokens) -> Tensor:
         """Return minus the dither rank."""
-        row, column = tokens.position.unbind(1)
+        row, column = tokens.position.unbind(-1)
         rank = torch.zeros_like(row)
         bits = max(max(tokens.grid) - 1, 1).bit_length()
         for bit in range(bits):  # the lowest bit of the place is the highest of the rank
