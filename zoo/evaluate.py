@@ -11,9 +11,10 @@ from collections import Counter
 import torch
 from build import make_model, vocabulary
 from data import PREFIX, make_batch, pack
+from losses import PATCHES, Heads, parts
 from packed import TEXT_START, language, phases, tower
 from torch.nn import functional as F
-from train import LENGTH, PATCHES, QUESTIONS, RUNS, STAGES, Heads, parts
+from train import LENGTH, QUESTIONS, RUNS, STAGES
 
 from atp.scenes import ask, make_scene
 
