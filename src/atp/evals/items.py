@@ -30,20 +30,21 @@ class Item:
     kind: str
 
 
-def scene_items(count: int, split: str = "val", first: int = 0, size: int = 224) -> Iterator[Item]:
-    """Yield `count` questions over generated scenes from seed `first` on, at most 20 a scene.
+def scene_items(count: int, split: str = "val", first: int = 0, size: int = 224, per_scene: int = PER_SCENE) -> Iterator[Item]:
+    """Yield `count` questions over generated scenes from seed `first` on.
 
     Args:
         count: how many questions.
         split: one of `atp.scenes.SPLITS`; `train` seeds from 900,000,000 on are never trained on.
         first: seed of the first scene.
         size: side of the images in pixels.
+        per_scene: most questions about one scene, at most 20.
     """
     made, seed = 0, first
     while made < count:
         scene = make_scene(seed, split)
         image = Image.fromarray(render(scene, size)[0])
-        for number, question in enumerate(ask(scene, PER_SCENE)[: count - made]):
+        for number, question in enumerate(ask(scene, PER_SCENE)[: min(per_scene, count - made)]):
             yield Item(f"{split}:{seed}:{number}", image, question.text, question.answer, question.kind)
             made += 1
         seed += 1

@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import platform
+import sys
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 from importlib.metadata import version
@@ -21,11 +22,12 @@ from numpy.typing import NDArray
 
 from atp.budget.cost import Workload
 from atp.engine import prune
-from atp.errors import UnreachableBudget
+from atp.errors import InvalidPlan, UnreachableBudget
 from atp.evals.items import Item, scene_items
 from atp.evals.runner import Result, evaluate, prepared
 from atp.evals.stats import paired_bootstrap
 from atp.loading import SHIPPED, load
+from atp.methods import list_methods
 from atp.scenes.questions import KINDS
 
 RANDOM_SEEDS = (0, 1, 2)
@@ -33,18 +35,19 @@ ADAPTIVE = "adaptive_calibration.json"  # beside the weights, if the model has t
 PARTS = ("vision", "connector", "prefill", "decode", "selection")
 
 
-def settings(model: Any, budget: float, workload: Any) -> list[tuple[str, dict[str, Any], str]]:
-    """Return (name, arguments of prune, remark) of every row."""
+CONTROLS = ("fastv", "uniform", "resize", "random")
+
+
+def settings(
+    model: Any, budget: float, workload: Any, methods: Sequence[str] = CONTROLS
+) -> list[tuple[str, dict[str, Any], str]]:
+    """Return (name, arguments of prune, remark) of every row; a method that this model or plan cannot have is left out aloud."""
     rows: list[tuple[str, dict[str, Any], str]] = [("atp", {"budget": budget}, "")]
     thresholds = Path(str(getattr(model.config, "_name_or_path", "") or ".")) / ADAPTIVE
     if thresholds.is_file():
         rows.append(("atp-adaptive", {"budget": budget, "calibration": thresholds}, "counts per input"))
-    names: list[tuple[str, dict[str, Any]]] = [
-        ("fastv", {}),
-        ("uniform", {}),
-        ("resize", {}),
-        *((f"random/{s}", {"seed": s}) for s in RANDOM_SEEDS),
-    ]
+    names: list[tuple[str, dict[str, Any]]] = [(name, {}) for name in methods if name != "random"]
+    names += [(f"random/{s}", {"seed": s}) for s in RANDOM_SEEDS if "random" in methods]
     for name, options in names:
         method = name.split("/")[0]
         asked, remark = budget, ""
@@ -53,6 +56,9 @@ def settings(model: Any, budget: float, workload: Any) -> list[tuple[str, dict[s
                 pass
         except UnreachableBudget as error:
             asked, remark = error.lowest, f"cannot reach {budget:g}"
+        except InvalidPlan as error:
+            print(f"{name}: left out, {error}", file=sys.stderr)
+            continue
         rows.append((name, {"budget": asked, "method": method, "workload": workload, **options}, remark))
     return rows
 
@@ -138,7 +144,9 @@ def markdown(table: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def measure(model: Any, processor: Any, items: Sequence[Item], budget: float, batch: int, name: str) -> dict[str, Any]:
+def measure(
+    model: Any, processor: Any, items: Sequence[Item], budget: float, batch: int, name: str, methods: Sequence[str] = CONTROLS
+) -> dict[str, Any]:
     """Measure all rows and return the table."""
     groups = np.array([int(item.key.split(":")[1]) for item in items])
     batches = prepared(processor, items, batch)
@@ -153,13 +161,14 @@ def measure(model: Any, processor: Any, items: Sequence[Item], budget: float, ba
     kinds = np.array([item.kind for item in items])
     results: list[tuple[Result, str]] = []
     seeds: list[Result] = []
-    for label, pruning, remark in settings(model, budget, workload):
+    for label, pruning, remark in settings(model, budget, workload, methods):
         result = evaluate(label, model, processor, items, batches, pruning)
         if label.startswith("random/"):
             seeds.append(result)
         else:
             results.append((result, remark))
-    results.append((merged("random", seeds), f"mean of {len(seeds)} seeds"))
+    if seeds:
+        results.append((merged("random", seeds), f"mean of {len(seeds)} seeds"))
     rows = [row(base, base, None, groups, items)]
     for result, remark in results:
         rows.append({**row(result, base, results[0][0], groups, items), "remark": remark})
@@ -185,13 +194,15 @@ def main(
     out: Annotated[Path, typer.Option(help="folder for table.json and table.md")] = Path("out"),
     questions: Annotated[int, typer.Option(min=20, help="how many held-out questions")] = 2000,
     budget: Annotated[float, typer.Option(help="share of the unpruned FLOPs")] = 0.6,
+    methods: Annotated[str, typer.Option(help="beside atp, comma-separated, or `all`")] = ",".join(CONTROLS),
     model: Annotated[str, typer.Option(help="hub id, folder or shipped name")] = SHIPPED,
     split: Annotated[str, typer.Option(help="split of the scenes")] = "val",
     batch: Annotated[int, typer.Option(min=1)] = 20,
 ) -> None:
     """Measure the table of methods."""
     loaded, processor = load(model)
-    table = measure(loaded, processor, list(scene_items(questions, split)), budget, batch, model) | {"split": split}
+    chosen = [name for name in list_methods() if name not in ("none", "atp")] if methods == "all" else methods.split(",")
+    table = measure(loaded, processor, list(scene_items(questions, split)), budget, batch, model, chosen) | {"split": split}
     out.mkdir(parents=True, exist_ok=True)
     (out / "table.json").write_text(json.dumps(table, indent=1) + "\n", encoding="utf-8")
     text = markdown(table)
