@@ -47,12 +47,15 @@ def test_two_feature_layers_widen_the_connector() -> None:
 
 
 def test_unknown_models_are_named() -> None:
-    assert list_models() == ["llava"]
+    assert list_models() == sorted(adapters.ADAPTERS)
+    assert all(kind in adapters.adapter_class(kind).model_types for kind in list_models())
 
     def like(kind: Any) -> Any:
         return SimpleNamespace(config=SimpleNamespace(model_type=kind))
 
-    with pytest.raises(UnsupportedModel, match=r"model_type 'llavaa'\. Did you mean 'llava'\? Supported: llava"):
+    with pytest.raises(
+        UnsupportedModel, match=r"model_type 'llavaa'\. Did you mean 'llava'\? Supported: .*llava, .*adapter='generic'\)"
+    ):
         adapt(like("llavaa"))
     with pytest.raises(UnsupportedModel, match=r"no adapter for model_type 'bert'\. Supported"):
         adapt(like("bert"))

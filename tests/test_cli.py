@@ -57,7 +57,10 @@ def test_methods_and_models_are_all_listed(shell: Shell) -> None:
     assert all(name in out for name in atp.list_methods())
     code, out, _ = shell("models")
     assert code == 0
-    assert all(name in out for name in [*atp.list_models(), "atp-mini-llava"])
+    assert all(name in out for name in [*atp.list_models(), "generic", "atp-mini-llava"])
+    rows = {line.split()[0]: line for line in out.splitlines() if line.strip()}
+    assert "vision, language, pixels:0" in rows["llava"] and "live patches" in rows["llava"] and "qwen2" in rows["llava"]
+    assert "vision" not in rows["generic"] and "language" in rows["generic"]
 
 
 def test_run_puts_both_side_by_side(shell: Shell, ask: list[str], tmp_path: Path) -> None:

@@ -41,6 +41,10 @@ DeviceOption = Annotated[str | None, typer.Option(help="E.g. cpu or cuda:0. [def
 LengthOption = Annotated[int, typer.Option("--max-new-tokens", help="Longest answer.")]
 
 
+CONNECTS = {"rows": "live patches", "grid": "all patches", "keys": "live patches, as keys"}
+"""What `Adapter.connects` means."""
+
+
 def _version(wanted: bool) -> None:
     if wanted:
         typer.echo(f"atp {atp.__version__}")
@@ -108,14 +112,19 @@ def methods() -> None:
 
 @app.command()
 def models() -> None:
-    """List the shipped model and the model types that can be pruned."""
+    """List the model types that can be pruned, where, and what is not possible; any of their checkpoints is a --model."""
+    from atp.adapters import ADAPTERS, GENERIC, adapter_class
     from atp.loading import SHIPPED
 
-    table = _table("model", "how to use it")
-    table.add_row(SHIPPED, "shipped with the package: atp run --image cat.png --question ...")
-    for kind in atp.list_models():
-        table.add_row(kind, "any checkpoint of this model_type: --model ID_OR_DIR")
+    table = _table("model type", "sites (any layer)", "connector takes", "towers", "language models", "limits")
+    for kind in [*sorted(ADAPTERS), *GENERIC]:
+        family = adapter_class(kind)
+        sites = [*family.stacks, *["pixels:0"] * family.resizable]
+        tried = [", ".join(names) or "any" for names in (family.towers, family.texts)]
+        takes = CONNECTS[family.connects] if "vision" in family.stacks else "-"
+        table.add_row(kind, ", ".join(sites), takes, *tried, "; ".join(family.limits) or "-")
     Console().print(table)
+    Console().print(Text(f"{SHIPPED} (a llava) is shipped: atp run --image cat.png --question ..."), soft_wrap=True)
 
 
 @app.command()

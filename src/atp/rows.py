@@ -50,7 +50,7 @@ def split_heads(states: Tensor, head_dim: int) -> Tensor:
     return states.view(*states.shape[:-1], -1, head_dim).transpose(1, 2)
 
 
-def attention_rows(queries: Tensor, keys: Tensor, allowed: Tensor | None, scaling: float) -> Tensor:
+def attention_rows(queries: Tensor, keys: Tensor, allowed: Tensor | None, scaling: float, softcap: float | None = None) -> Tensor:
     """Return the softmax rows of some queries, averaged over the heads.
 
     Args:
@@ -58,6 +58,7 @@ def attention_rows(queries: Tensor, keys: Tensor, allowed: Tensor | None, scalin
         keys: `[B, H_kv, C, d]`; H is a multiple of H_kv (grouped queries).
         allowed: bool (True = attend) or additive, broadcastable to `[B, H, R, C]`; None = all.
         scaling: factor of the products.
+        softcap: bound that a tanh puts on the scaled products, None = none.
 
     Returns:
         `[B, R, C]` in float32, or float64 for double inputs; each row sums to 1.
@@ -67,6 +68,8 @@ def attention_rows(queries: Tensor, keys: Tensor, allowed: Tensor | None, scalin
     wide = torch.promote_types(queries.dtype, torch.float32)  # half precision overflows and ties
     grouped = queries.to(wide).reshape(batch, groups, heads // groups * raters, width)  # key heads are not repeated
     logits = (grouped @ keys.to(wide).transpose(-1, -2)).view(batch, heads, raters, -1) * scaling
+    if softcap is not None:
+        logits = torch.tanh(logits / softcap) * softcap
     if allowed is not None:
         if allowed.dtype == torch.bool:
             logits = logits.masked_fill(~allowed, torch.finfo(logits.dtype).min)

@@ -56,6 +56,16 @@ def build(live: Tensor, counts: Sequence[int]) -> Subset:
     return Subset(rows, valid, (rows + offsets).reshape(-1), length)
 
 
+def repeat(subset: Subset, copies: int) -> Subset:
+    """Repeat every input `copies` times, as beams do."""
+    if copies == 1:
+        return subset
+    rows = subset.rows.repeat_interleave(copies, 0)
+    valid = None if subset.valid is None else subset.valid.repeat_interleave(copies, 0)
+    offsets = torch.arange(rows.shape[0], device=rows.device).unsqueeze(1) * subset.length
+    return Subset(rows, valid, (rows + offsets).reshape(-1), subset.length)
+
+
 def gather(full: Tensor, subset: Subset) -> Tensor:
     """Cut `[B, T, ...]` (or `[1, T, ...]`, shared by all inputs) to `[B, K, ...]`."""
     batch, size = subset.rows.shape

@@ -6,9 +6,10 @@ a prompt in the language model. A number never changes, whatever has left before
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, reduce
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -188,6 +189,35 @@ class Record:
         alive = self.alive.cpu()
         return [row[alive[i]] for i, row in enumerate(self.raw_scores.cpu())]
 
+    def joined(self, other: Record) -> Record:
+        """The same site with the rows of another record behind its own."""
+        most = max(self.keep.shape[1], other.keep.shape[1])
+
+        def join(own: Tensor | None, more: Tensor | None, fill: float) -> Tensor | None:
+            if own is None and more is None:
+                return None
+            wide = [
+                torch.full_like(record.keep, fill, dtype=torch.float32) if part is None else part
+                for record, part in ((self, own), (other, more))
+            ]
+            return torch.cat([torch.nn.functional.pad(one, (0, most - one.shape[1]), value=fill) for one in wide])
+
+        keep, alive = join(self.keep, other.keep, False), join(self.alive, other.alive, False)
+        assert keep is not None
+        assert alive is not None
+        return Record(
+            forward=self.forward,
+            stack=self.stack,
+            layer=self.layer,
+            input_index=list(range(len(keep))),
+            started=self.started + other.started,
+            counts=self.counts + other.counts,
+            keep=keep,
+            raw_scores=join(self.raw_scores, other.raw_scores, torch.nan),
+            alive=alive,
+            seconds=self.seconds + other.seconds,
+        )
+
 
 @dataclass
 class Trace:
@@ -197,11 +227,13 @@ class Trace:
         records: in the order in which the sites were met.
         grids: patch grid (height, width) of each image of the last forward.
         image_rows: the prompt row of each image of the last forward, where known.
+        layout: how the last forward's images became visual tokens, where the family needs to be told; else None.
     """
 
     records: list[Record] = field(default_factory=list)
     grids: list[tuple[int, int]] = field(default_factory=list)
     image_rows: list[int] = field(default_factory=list)
+    layout: Any = None
 
     def last(self, stack: str) -> list[Record]:
         """Return the records of the last forward that met a site of the stack."""
@@ -216,6 +248,13 @@ class Trace:
         """Return the sorted original indices of the row's tokens that left at no site of the stack."""
         records = self.last(stack)
         return records[-1].kept[row] if records else torch.empty(0, dtype=torch.int64)
+
+    def join(self, passes: Sequence[Sequence[Record]]) -> None:
+        """Make one pass of several through the same sites: the rows of the first, then those of the next."""
+        taken = {id(record) for one in passes for record in one}
+        self.records = [record for record in self.records if id(record) not in taken]
+        for records in zip(*passes, strict=True):
+            self.records.append(reduce(Record.joined, records))
 
     def clear(self) -> None:
         """Forget all records."""

@@ -6,6 +6,7 @@ trace's lists of kept tokens (that these stand for the right patches is tested b
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -32,7 +33,9 @@ class Hiding:
             for number, layer in enumerate(view.layers)
             for part in layer.modules()
         }
-        self.connecting = {id(part) for part in adapter.connector.modules()} if adapter.connects == "keys" else set()
+        parts = dict(adapter.connector.named_modules()) if adapter.connects == "keys" else {}
+        looking = {name: part for name, part in parts.items() if "crossattention" in name} or parts
+        self.connecting = {id(part) for part in looking.values()}
         self.images: Images | None = None
         self.offsets: dict[int, int] = {}
         self.tower_end: Tensor | None = None
@@ -67,7 +70,7 @@ class Hiding:
         for row in range(rows):
             own = alive[start : start + len(whole[row])]
             start += len(whole[row])
-            found.append({number for number, value in enumerate(own.tolist()) if value > 0})
+            found.append({number for number, value in enumerate(own.tolist()) if value > 0.4999})
         return found
 
     def text(self, layer: int, keys: int) -> Tensor:
@@ -127,9 +130,24 @@ class Hiding:
 
     def enter_text(self, module: Any, args: Any, kwargs: Any) -> None:
         states = kwargs.get("inputs_embeds")
+        states = kwargs.get("input_ids") if states is None else states
         self.seen += (args[0] if states is None else states).shape[1]
 
     extra: Any = None
+
+    def leave_connector(self, module: Any, args: Any, output: Tensor) -> Tensor:
+        """Tokens that left are nothing where features are mixed."""
+        there = self.patches(len(self.adapter.vision.layers))
+        return output * there[:, there.shape[1] - output.shape[1] :, None]
+
+    def mixing(self, own: Any, features: Any, *args: Any, **options: Any) -> Any:
+        """Lay features out, and divide by the share of the weight that is there."""
+        made = own(features, *args, **options)
+        ones = [(one.abs().sum(-1, keepdim=True) > 0).to(one.dtype) for one in features]
+        if not isinstance(made, tuple):
+            return made / own(torch.stack(ones)).clamp(min=0.1)
+        shares, _ = own(ones, *args, **{**options, "image_newline": torch.ones(1)})
+        return [one / share.clamp(min=0.1) for one, share in zip(made[0], shares, strict=True)], made[1]
 
 
 @contextmanager
@@ -144,7 +162,7 @@ def hiding(model: Any, adapter: Adapter, trace: Trace, visual: Tensor, extra: An
         extra: what `pack` wants.
     """
     state = Hiding(adapter, trace, visual)
-    state.extra = extra
+    state.extra = extra if trace.layout is None else trace.layout
     AttentionInterface.register(NAME, state.attend)
     AttentionMaskInterface.register(NAME, ALL_MASK_ATTENTION_FUNCTIONS["sdpa"])
     configs = {id(part.config): part.config for part in model.modules() if hasattr(part, "config")}
@@ -153,11 +171,18 @@ def hiding(model: Any, adapter: Adapter, trace: Trace, visual: Tensor, extra: An
         adapter.tower.register_forward_pre_hook(state.enter_tower, with_kwargs=True),
         adapter.text.register_forward_pre_hook(state.enter_text, with_kwargs=True),
     ]
+    watched = [(owner, name) for owner, name in adapter.watched() if not name.startswith("get_")]
+    if watched:
+        hooks.append(adapter.connector.register_forward_hook(state.leave_connector))
     try:
         for config in configs.values():
             config._attn_implementation = NAME
+        for owner, name in watched:
+            setattr(owner, name, functools.partial(state.mixing, getattr(owner, name)))
         yield state
     finally:
+        for owner, name in watched:
+            delattr(owner, name)
         for hook in hooks:
             hook.remove()
         for key, config in configs.items():

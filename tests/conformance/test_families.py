@@ -37,11 +37,13 @@ def model_of(name: str) -> Any:
 
 def plan_of(model: Any, method: str, adaptive: bool = False, keep: float | None = None) -> Plan:
     """Two sites in every stack that the model has."""
-    shape, steps = adapt(model).shape, []
-    for stack, layers in (("vision", shape.vision.layers), ("language", shape.language.layers)):
-        for layer, share, bar in ((1, 0.7, 0.7), (layers - 2, 0.4, 1.0)):
-            own = share if stack == "vision" else share / 2
-            steps.append(Step(Site(stack, layer), own if keep is None else keep, bar if adaptive else None))
+    adapter, steps = adapt(model), []
+    for view in adapter.views:
+        layers = getattr(adapter.shape, view.name).layers
+        first = next(layer for layer in range(1, layers) if view.before(layer) is not None)
+        for layer, share, bar in ((first, 0.7, 0.7), (layers - 2, 0.4, 1.0)):
+            own = share if view.name == "vision" else share / 2
+            steps.append(Step(Site(view.name, layer), own if keep is None else keep, bar if adaptive else None))
     return Plan(method, tuple(steps))
 
 
@@ -198,11 +200,17 @@ def test_a_visual_token_depends_on_the_patches_that_the_adapter_names(name: str)
     images = seen[0]
     rows, most = len(images.counts), max(images.counts)
     facts = torch.stack([torch.arange(rows).view(-1, 1).expand(-1, most), torch.arange(most).expand(rows, -1)], -1).float()
-    said_to = torch.cat(adapter.pack(facts, images.counts, inputs.get("image_sizes")))
+    with warnings.catch_warnings(), prune(model, plan=Plan("none", ())) as run:
+        warnings.simplefilter("ignore", UserWarning)
+        said(model, family, inputs, steps=1)
+    layout = inputs.get("image_sizes") if run.trace.layout is None else run.trace.layout
+    said_to = torch.cat(adapter.pack(facts, images.counts, layout))
     for number, places in zip(wanted, got, strict=True):
         image, token = said_to[number].tolist()
         if image != image:
             assert not places
+            continue
+        if name == "llava_onevision" and len(places) > 1:  # interpolated, see tests/adapters/test_llava_next.py
             continue
         sequence = 0 if images.packed else int(image)
         assert places == {(sequence, place) for place in images.where[int(image), int(token)].tolist()}

@@ -10,6 +10,7 @@ from torch import Tensor
 from transformers import (
     LlavaConfig,
     LlavaForConditionalGeneration,
+    Ministral3Config,
     Mistral3Config,
     Mistral3ForConditionalGeneration,
     MistralConfig,
@@ -165,12 +166,30 @@ def _mistral(layers: int) -> MistralConfig:
     return MistralConfig(num_hidden_layers=layers, num_key_value_heads=2, head_dim=8, sliding_window=None, **TEXT)
 
 
-def _mistral3(dtype: torch.dtype = torch.float64, attention: str = "sdpa", layers: int = 5, seed: int = 0) -> Any:
+def _ministral3(layers: int) -> Ministral3Config:
+    """Queries are lengthened behind the eighth token."""
+    rope = {
+        "rope_type": "yarn", "rope_theta": 10000.0, "factor": 4.0, "original_max_position_embeddings": 8,
+        "max_position_embeddings": 512, "beta_fast": 32.0, "beta_slow": 1.0, "mscale_all_dim": 1.0, "mscale": 1.0,
+        "llama_4_scaling_beta": 0.5,
+    }  # fmt: skip
+    sizes = {**TEXT, "num_hidden_layers": layers, "num_key_value_heads": 2, "head_dim": 8}
+    return Ministral3Config(rope_parameters=rope, **sizes)
+
+
+def _mistral3(
+    dtype: torch.dtype = torch.float64, attention: str = "sdpa", layers: int = 5, seed: int = 0, third: bool = False
+) -> Any:
+    text = _ministral3(layers) if third else _mistral(layers)
     config = Mistral3Config(
-        vision_config=_pixtral(layers), text_config=_mistral(layers), image_token_index=IMAGE, spatial_merge_size=MERGE,
+        vision_config=_pixtral(layers), text_config=text, image_token_index=IMAGE, spatial_merge_size=MERGE,
         vision_feature_layer=-1, tie_word_embeddings=False,
     )  # fmt: skip
     return build(Mistral3ForConditionalGeneration, config, dtype, attention, seed)
+
+
+def _mistral3_third(dtype: torch.dtype = torch.float64, attention: str = "sdpa", layers: int = 5, seed: int = 0) -> Any:
+    return _mistral3(dtype, attention, layers, seed, third=True)
 
 
 def _llava(dtype: torch.dtype = torch.float64, attention: str = "sdpa", layers: int = 5, seed: int = 0) -> Any:
@@ -223,5 +242,6 @@ FAMILIES = (
     Family("qwen2_5_vl", "qwen2_5_vl", _qwen2_5, _images, _qwen_single, videos=_videos, video_token_id=VIDEO),
     Family("qwen3_vl", "qwen3_vl", _qwen3, _images, _qwen_single, videos=_videos, video_token_id=VIDEO),
     Family("mistral3", "mistral3", _mistral3, _sized, _pixtral_single),
+    Family("mistral3-ministral3", "mistral3", _mistral3_third, _sized, _pixtral_single),
     Family("llava-pixtral-mistral", "llava", _llava, _sized, _pixtral_single),
 )

@@ -3,84 +3,23 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from typing import Any, ClassVar
 
-import torch
 from torch import Tensor, nn
 
+from atp.adapters.calls import Args as Args
+from atp.adapters.calls import Images as Images
+from atp.adapters.calls import Kwargs as Kwargs
+from atp.adapters.calls import LayerCall as LayerCall
+from atp.adapters.calls import Listener as Listener
+from atp.adapters.calls import Prompt as Prompt
+from atp.adapters.calls import Source as Source
+from atp.adapters.calls import additive as additive
+from atp.adapters.calls import named as named
 from atp.budget.shape import ModelShape
 from atp.cache import SubsetStore
 from atp.subset import Subset
-
-Args = tuple[Any, ...]
-Kwargs = dict[str, Any]
-
-
-@dataclass(frozen=True)
-class LayerCall:
-    """The arguments of one layer that pruning touches.
-
-    Attributes:
-        hidden: `[B, T, D]`.
-        mask: bool or additive `[B, H or 1, Q, C]`, or None.
-        phases: rotary cos and sin, `[B or 1, T, d]`, or None.
-        cache: the model's cache object, or None.
-        segments: borders of the sequences packed into one, `[n + 1]`, from 0 to T; None = the mask says who sees whom.
-    """
-
-    hidden: Tensor
-    mask: Tensor | None
-    phases: tuple[Tensor, Tensor] | None = None
-    cache: Any = None
-    segments: Tensor | None = None
-
-
-@dataclass(frozen=True)
-class Images:
-    """The images of one call of the tower.
-
-    A token is what leaves as one: the group of g patches that becomes one visual token (1 where patches stay apart).
-
-    Attributes:
-        where: `[P, N, g]` places of each token's patches in the sequence; any place where an image has fewer tokens.
-        counts: tokens of each image; N is the largest.
-        others: `[S, T]` bool, places that never leave (class token).
-        prefix: how many of them an image has.
-        grids: (height, width) of each image, in tokens.
-        packed: whether one sequence (S = 1) holds all images, instead of one each.
-    """
-
-    where: Tensor
-    counts: tuple[int, ...]
-    others: Tensor
-    prefix: int
-    grids: tuple[tuple[int, int], ...]
-    packed: bool = False
-
-
-@dataclass(frozen=True)
-class Prompt:
-    """What the engine knows of a forward that carries images.
-
-    Attributes:
-        ids: `[B, T]` token ids.
-        visual: `[B, T]` bool, the places of visual tokens.
-        live: `[B, T]` bool, False on padding; None where there is none.
-        candidates: last tokens that are guesses of assisted decoding, not prompt.
-        cached: whether keys are stored for later calls.
-        features: the object that carries features encoded before this call, or None where the call has pixels.
-        extra: what `Adapter.pack` needs besides (sizes of any-resolution images), or None.
-    """
-
-    ids: Tensor
-    visual: Tensor
-    live: Tensor | None
-    candidates: int
-    cached: bool
-    features: Any
-    extra: Any = None
 
 
 class StackView(ABC):
@@ -92,7 +31,9 @@ class StackView(ABC):
         head_dim, scaling: of the attention.
         causal: whether a missing mask means a causal one.
         prefix: tokens at the start of the sequence that never leave.
+        first: the first site that has a layer whose rows it can read.
         maskable: whether layers take a mask; where they do not, all inputs of a batch keep the same count.
+        softcap: bound that a tanh puts on the attention's logits, None = none.
     """
 
     name: str
@@ -102,7 +43,9 @@ class StackView(ABC):
     scaling: float
     causal: bool
     prefix: int
+    first: int = 1
     maskable: bool = True
+    softcap: float | None = None
 
     @property
     @abstractmethod
@@ -121,6 +64,10 @@ class StackView(ABC):
     def projections(self, layer: int) -> tuple[nn.Module, nn.Module]:
         """Return the modules whose outputs are the layer's queries and keys, before rotary phases."""
 
+    def before(self, site: int) -> int | None:
+        """Return the index of the layer whose rows a site reads, None where there is none."""
+        return site - 1 if site else None
+
     def projected(self, which: str, output: Tensor) -> Tensor:
         """Return the `queries` or `keys` `[B, T, H * d]` in the output of their projection."""
         return output
@@ -135,6 +82,28 @@ class StackView(ABC):
         return (states, *output[1:]) if isinstance(output, tuple) else states
 
 
+class CrossView(StackView):
+    """Cross-attention layers whose keys are the visual tokens: the sequence that `read` and `write` cut is that of the keys.
+
+    `LayerCall.hidden` is `[B, C, E]`, the images of a prompt one after the other, of width 0 where they come from a cache.
+
+    Attributes:
+        places: the language layer at whose input each of `layers` stands; sites are counted in those.
+        lone: whether a prompt none of whose rows may look at an image looks at all of them nevertheless.
+    """
+
+    places: tuple[int, ...]
+    lone: bool = False
+
+    @abstractmethod
+    def sees(self, args: Args, kwargs: Kwargs) -> Tensor:
+        """Return `[B, T, C]` bool, the visual tokens that a row may look at; none for a row that is given no image."""
+
+    def before(self, site: int) -> int | None:
+        found = [index for index, place in enumerate(self.places) if place < site]
+        return found[-1] if found else None
+
+
 class Adapter(ABC):
     """One model, seen as stacks.
 
@@ -144,15 +113,27 @@ class Adapter(ABC):
         shape: its sizes; those of a nominal image where images differ in size.
         vision, language: its stacks.
         grid: (height, width) of a nominal image, in tokens.
+        stacks: those that can be pruned.
+        towers, texts: model types of the tower and of the language model that were tried; () = any.
+        limits: what cannot be pruned, or not as elsewhere, in a few words each.
+        checks: whether the engine compares the first call with the unhooked model, because nobody has tried this family.
         resizable: whether the tower takes smaller images (`resize`).
+        tiles: images of the tower that a typical image is cut into; what a plan is solved for unless told otherwise.
         connects: what patches are to the connector. `rows`: each passes alone, so dead ones stay out; `grid`: it wants all;
             `keys`: they are looked at by queries of its own, so dead ones are no keys and visual tokens stand for no patch.
+        reader: the decoder that looks at the language model's output as keys, where that is an encoder; else None.
         top, base, tower, connector, text: modules whose calls the engine watches: the model with its head, the model that
             joins images and text, the vision tower, the connector, the language model without head.
     """
 
     model_types: ClassVar[tuple[str, ...]] = ()
+    stacks: ClassVar[tuple[str, ...]] = ("vision", "language")
+    towers: ClassVar[tuple[str, ...]] = ()
+    texts: ClassVar[tuple[str, ...]] = ()
+    limits: ClassVar[tuple[str, ...]] = ()
+    checks: ClassVar[bool] = False
     resizable: ClassVar[bool] = False
+    tiles: ClassVar[int] = 1
     connects: ClassVar[str] = "grid"
 
     model: nn.Module
@@ -165,6 +146,12 @@ class Adapter(ABC):
     tower: nn.Module
     connector: nn.Module
     text: nn.Module
+    reader: nn.Module | None = None
+
+    @property
+    def views(self) -> tuple[StackView, ...]:
+        """The stacks that can be pruned."""
+        return tuple(getattr(self, stack) for stack in self.stacks)
 
     @abstractmethod
     def prompt(self, args: Args, kwargs: Kwargs, candidates: int) -> Prompt | None:
@@ -195,13 +182,57 @@ class Adapter(ABC):
             extra: of the prompt.
 
         Returns:
-            For each image of the prompts `[F, C]`; NaN where a visual token stands for none of the tower's.
+            For each image of the prompts `[F, C]`; NaN where a visual token stands for none of the tower's, a weighted mean where
+            it mixes several: it is alive where the live ones have half of the weight.
         """
         return [values[index, :count] for index, count in enumerate(counts)]
+
+    def watched(self) -> tuple[tuple[nn.Module, str], ...]:
+        """Return methods (of a module, by name) whose calls `layout` reads, where no hook sees what `pack` needs."""
+        return ()
+
+    def layout(self, name: str, args: Args, kwargs: Kwargs) -> Any:
+        """Read a call of a watched method: what `pack` needs, in the place of the prompt's `extra`; None = nothing new."""
+        raise NotImplementedError(f"{type(self).__name__} watches no method")
+
+    def mended(self, name: str, made: Any, alive: Tensor, layout: Any) -> Any:
+        """Return what a watched method made, where features mix dead patches (zero there) into live ones.
+
+        Args:
+            name: of the method.
+            made: by it.
+            alive: `[P, N]` bool, tokens of each image of the tower.
+            layout: of the call.
+        """
+        return made
 
     def narrow(self, args: Args, kwargs: Kwargs, subset: Subset) -> tuple[Args, Kwargs]:
         """Return the arguments of a connector that `connects` by keys on the live patches only."""
         raise NotImplementedError(f"the connector of {type(self).__name__} does not connect by keys")
+
+    def keys_of(self, output: Any) -> Tensor:
+        """Return the rows `[B, T, D]` of the language model's output."""
+        raise NotImplementedError(f"{type(self).__name__} has no reader")
+
+    def read_keys(self, kwargs: Kwargs) -> tuple[Tensor | None, tuple[int, int]]:
+        """Return the output of the language model `[B, T, D]` that the reader is called with, and its own batch and length."""
+        raise NotImplementedError(f"{type(self).__name__} has no reader")
+
+    def cut_keys(self, kwargs: Kwargs, subset: Subset) -> Kwargs:
+        """Return the reader's arguments with the live rows of the language model's output only."""
+        raise NotImplementedError(f"{type(self).__name__} has no reader")
+
+    def asked(self, args: Args, kwargs: Kwargs) -> float | None:
+        """Return the connector's FLOPs for an image whatever is alive, where its call decides them; None = those of `shape`."""
+        return None
+
+    def recurring(self) -> list[nn.Module]:
+        """Return projections that every decoded token asks for again with the same input, and that may be remembered."""
+        return []
+
+    def listeners(self) -> list[tuple[nn.Module, Listener]]:
+        """Return modules whose calls the adapter itself wants to see, and what sees them."""
+        return []
 
     @abstractmethod
     def cache_layer(self, cache: Any, layer: int) -> SubsetStore | None:
@@ -218,6 +249,15 @@ class Adapter(ABC):
     @abstractmethod
     def stored_keys(self, cache: Any, layer: int) -> Tensor | None:
         """Return the keys `[B, H_kv, C, d]` that a layer has stored, None where it has none."""
+
+    def extent(self, args: Args, kwargs: Kwargs) -> tuple[int, int]:
+        """Return batch and length of the language model's call, where cross-attention layers look at images."""
+        raise NotImplementedError(f"{type(self).__name__} has no cross-attention layers")
+
+    def cache(self, kwargs: Kwargs, output: Any = None) -> Any:
+        """Return the cache that the language model was called with, or made; None where there is none."""
+        found = kwargs.get("past_key_values")
+        return getattr(output, "past_key_values", None) if found is None else found
 
     @abstractmethod
     def tag(self, output: Any, value: object) -> None:
@@ -241,13 +281,3 @@ class Adapter(ABC):
 
         Without a processor (None), the special ids that the model's own configuration names.
         """
-
-
-def additive(mask: Tensor | None) -> bool:
-    """Whether a mask is added to the logits."""
-    return mask is not None and mask.dtype != torch.bool
-
-
-def named(kwargs: Mapping[str, Any], args: Args, name: str, place: int) -> Any:
-    """Return an argument that may be positional."""
-    return kwargs[name] if name in kwargs else (args[place] if len(args) > place else None)

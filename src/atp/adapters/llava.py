@@ -1,15 +1,17 @@
-"""LLaVA and VipLLaVA: a CLIP or SigLIP tower, a two-layer connector for each patch, a Llama, Qwen2 or Mistral language model."""
+"""LLaVA and VipLLaVA: a CLIP, SigLIP or Pixtral tower, two linear layers for each patch, a Llama, Qwen2 or Mistral model."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any, ClassVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from atp.adapters.base import Args, Images, Kwargs, named
+from atp.adapters.pixtral import Pixtral, images_of
 from atp.adapters.scattered import Scattered, text_shape, tower_shape
 from atp.adapters.views import Decoder, Tower
 from atp.budget.shape import ModelShape
@@ -24,6 +26,11 @@ class Llava(Scattered):
     texts: ClassVar[tuple[str, ...]] = ("llama", "qwen2", "mistral")
     resizable: ClassVar[bool] = True
     connects: ClassVar[str] = "rows"
+
+    def __new__(cls, model: nn.Module) -> Llava:
+        config: Any = getattr(model, "config", None)
+        packed = cls is Llava and config.vision_config.model_type == "pixtral"
+        return super().__new__(LlavaPixtral if packed else cls)
 
     def build(self) -> None:
         self.shape = shape_of(self.config)
@@ -57,6 +64,40 @@ class Llava(Scattered):
         return (pixels, *args[1:]), dict(rest, interpolate_pos_encoding=True)
 
 
+class LlavaPixtral(Llava):
+    """The same class of model with Pixtral's tower: images of any size in one sequence, every patch a visual token."""
+
+    towers: ClassVar[tuple[str, ...]] = ("pixtral",)
+    resizable: ClassVar[bool] = False
+
+    def build(self) -> None:
+        if self.config.vision_feature_select_strategy != "full":
+            raise UnsupportedModel(
+                f"vision_feature_select_strategy is {self.config.vision_feature_select_strategy!r}, which leaves out the first "
+                "patch of a tower without class token; expected 'full': model.config.vision_feature_select_strategy = 'full'"
+            )
+        plain = shape_of(self.config)
+        self.shape = replace(plain, vision=replace(plain.vision, mlp_matrices=3), pooling_head=False)
+        side = math.isqrt(self.shape.patches)
+        self.grid = (side, side)
+        tower: Any = self.tower
+        text: Any = self.text
+        self.vision = Pixtral(tower.config, tower.transformer.layers, self.shape.vision)
+        self.language = Decoder(text.config, text.layers, self.shape.language)
+
+    def images(self, args: Args, kwargs: Kwargs) -> Images:
+        return images_of(args, kwargs, self.config.vision_config.patch_size)
+
+    def pack(self, values: Tensor, counts: Sequence[int], extra: Any) -> list[Tensor]:
+        return [values[index, :count] for index, count in enumerate(counts)]
+
+
+class VipLlava(Llava):
+    """`VipLlavaForConditionalGeneration`: states of several layers side by side, always without the first."""
+
+    model_types: ClassVar[tuple[str, ...]] = ("vipllava",)
+
+
 def equal_images(count: int, prefix: int, grid: tuple[int, int], device: torch.device) -> Images:
     """Images of one size, each a sequence of its prefix and its patches in raster order."""
     patches = grid[0] * grid[1]
@@ -72,6 +113,7 @@ def shape_of(config: Any) -> ModelShape:
     side = tower.image_size // tower.patch_size
     prefix = 1 if tower.model_type == "clip_vision_model" else 0
     layers = config.vision_feature_layer
+    chosen = getattr(config, "vision_feature_select_strategy", "default")
     features = 1 if isinstance(layers, int) else len(layers)
     return ModelShape(
         vision=tower_shape(tower),
@@ -79,7 +121,7 @@ def shape_of(config: Any) -> ModelShape:
         prefix=prefix,
         patch_inputs=tower.num_channels * tower.patch_size**2,
         connector=((tower.hidden_size * features, text.hidden_size), (text.hidden_size, text.hidden_size)),
-        visual=side * side + prefix - (config.vision_feature_select_strategy == "default"),
+        visual=side * side + prefix - (chosen == "default"),
         language=text_shape(text),
         vocab=text.vocab_size,
         pooling_head=prefix == 0 and bool(getattr(tower, "vision_use_head", True)),

@@ -6,6 +6,7 @@ images before its first forward and passes `mm_encoder_outputs`, whose object is
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any, ClassVar
 
@@ -13,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from atp.adapters import cache_layer as caches
-from atp.adapters.base import Adapter, Args, Kwargs, Prompt, named
+from atp.adapters.base import Adapter, Args, Kwargs, Prompt, Source, named
 from atp.budget.shape import StackShape
 from atp.cache import SubsetStore
 from atp.errors import BadInput, UnsupportedModel
@@ -28,13 +29,10 @@ class Scattered(Adapter):
     Attributes:
         parts: names in the base model of the tower, the connector (None where it is inside the tower) and the language model.
         mask_place: position of `attention_mask` among the arguments of the base model.
-        towers, texts: model types of the tower and of the language model that were tried; () = any.
     """
 
     parts: ClassVar[tuple[str, str | None, str]] = ("vision_tower", "multi_modal_projector", "language_model")
     mask_place: ClassVar[int] = 2
-    towers: ClassVar[tuple[str, ...]] = ()
-    texts: ClassVar[tuple[str, ...]] = ()
 
     def __init__(self, model: nn.Module) -> None:
         owner: Any = model
@@ -83,15 +81,15 @@ class Scattered(Adapter):
         return keep - 1 if encoded and isinstance(keep, int) and keep > 1 else 0
 
     def prompt(self, args: Args, kwargs: Kwargs, candidates: int) -> Prompt | None:
-        encoded = (kwargs.get("mm_encoder_outputs") or {}).get("image")
-        if encoded is None and not self.has_pixels(args, kwargs):
+        given = self.given(args, kwargs)
+        if not given:
             return None
         ids = named(kwargs, args, "input_ids", 0)
         if ids is None:
             raise UnsupportedModel(
                 "visual tokens are found by their id, but the call has inputs_embeds and no input_ids; pass input_ids"
             )
-        if encoded is not None and len(encoded.keys()) == 1:
+        if any(features is not None and len(features.keys()) == 1 for features in given.values()):
             raise UnsupportedModel(
                 "chunked prefill hides the question while the image is read, so nothing can be pruned by it; "
                 "call generate with prefill_chunk_size=None"
@@ -100,12 +98,22 @@ class Scattered(Adapter):
         caches.check_cache(cache)
         mask = named(kwargs, args, "attention_mask", self.mask_place)
         past = 0 if cache is None else cache.get_seq_length()
-        visual = torch.zeros_like(ids, dtype=torch.bool)
-        for one in self.image_ids():
-            visual |= ids == one
+        sources = tuple(Source(self.tokens_of(ids, kind), features) for kind, features in given.items())
+        visual = functools.reduce(torch.logical_or, [source.visual for source in sources])
         live = live_tokens(mask, ids.shape[1], past)
         cached = kwargs.get("use_cache") is not False
-        return Prompt(ids, visual, live, candidates, cached, encoded, self.extra(args, kwargs, encoded))
+        extra = self.extra(args, kwargs, sources[0].features)
+        several = sources if len(sources) > 1 else ()
+        return Prompt(ids, visual, live, candidates, cached, sources[0].features, extra, several)
+
+    def given(self, args: Args, kwargs: Kwargs) -> dict[str, Any]:
+        """What the base model's call carries by modality: features that were encoded before, or None for pixels."""
+        encoded = (kwargs.get("mm_encoder_outputs") or {}).get("image")
+        return {} if encoded is None and not self.has_pixels(args, kwargs) else {"image": encoded}
+
+    def tokens_of(self, ids: Tensor, modality: str) -> Tensor:
+        """Where the visual tokens of a modality stand, `[B, T]` bool as the token ids."""
+        return functools.reduce(torch.logical_or, [ids == one for one in self.image_ids()])
 
     def extra(self, args: Args, kwargs: Kwargs, encoded: Any) -> Any:
         """What `pack` needs besides."""
@@ -130,6 +138,11 @@ class Scattered(Adapter):
         keys: Tensor | None = cache.layers[layer].keys
         return None if keys is None or keys.numel() == 0 else keys
 
+    def extent(self, args: Args, kwargs: Kwargs) -> tuple[int, int]:
+        given = named(kwargs, args, "input_ids", 0)
+        given = kwargs["inputs_embeds"] if given is None else given
+        return given.shape[0], given.shape[1]
+
     def tag(self, output: Any, value: object) -> None:
         setattr(output, TAG, value)
 
@@ -146,7 +159,8 @@ class Scattered(Adapter):
 
     def template_ids(self, processor: Any) -> frozenset[int]:
         text = self.config.text_config
-        ids = {self.config.image_token_id, text.bos_token_id, text.eos_token_id, text.pad_token_id}
+        names = ("bos_token_id", "eos_token_id", "pad_token_id")  # some configurations have not all of them
+        ids = {self.config.image_token_id, *(getattr(text, name, None) for name in names)}
         ids = {one for each in ids for one in (each if isinstance(each, list) else [each]) if one is not None}
         if processor is None:
             return frozenset(ids)

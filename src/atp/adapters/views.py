@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 from torch import Tensor, nn
@@ -82,3 +83,14 @@ class Decoder(Stack):
             changed["position_ids"] = None
         changed.pop("hidden_states", None)
         return (call.hidden, *args[1:]), changed
+
+
+class Positioned(Decoder):
+    """Decoder layers that read positions besides their phases, as Ministral 3 does to scale its queries."""
+
+    def read(self, args: Args, kwargs: Kwargs) -> LayerCall:
+        return replace(super().read(args, kwargs), positions=kwargs.get("position_ids"))
+
+    def write(self, args: Args, kwargs: Kwargs, call: LayerCall) -> tuple[Args, Kwargs]:
+        args, changed = super().write(args, kwargs, call)
+        return args, dict(changed, position_ids=call.positions)

@@ -12,7 +12,8 @@ import dataclasses
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-from atp.budget.shape import ModelShape, StackShape
+from atp.budget.layers import attention_flops, language_flops, layer_flops, stored_rows
+from atp.budget.shape import ModelShape
 from atp.errors import InvalidPlan
 from atp.plan import Plan, Site, Step
 
@@ -55,12 +56,14 @@ class Lengths:
         language: per language layer, visual and text tokens of one prompt; also the keys that its cache stores.
         embedded: patches of one image that are embedded; None = all.
         connected: visual tokens of one image that pass the connector (dead patches do not); None = all.
+        recalled: share of the keys that a cross-attention layer would project again at a decoded token, but that are remembered.
     """
 
     vision: tuple[float, ...]
     language: tuple[float, ...]
     embedded: float | None = None
     connected: float | None = None
+    recalled: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -115,30 +118,14 @@ def count(shape: ModelShape, workload: Workload, lengths: Lengths | None = None,
         bridge += shape.query_flops + shape.key_flops * (lengths.vision[-1] if lengths.vision else whole_tower)
     head = 2.0 * shape.language.hidden * shape.vocab
     steps = workload.answer - 1
-    keys = steps * (steps + 1) / 2  # sum of the decoded tokens that step 1, 2, ... sees, itself included
-    decode = steps * head
-    for stored in lengths.language:
-        decode += steps * layer_flops(shape.language, 1, 0) + attention_flops(shape.language, 1, steps * stored + keys)
+    prefill, decode = language_flops(shape, workload.text, lengths.language, steps, lengths.recalled)
     return Flops(
         vision=workload.images * tower,
         connector=workload.images * bridge,
-        prefill=sum(layer_flops(shape.language, n, n) for n in lengths.language) + head,
-        decode=decode,
+        prefill=prefill + head,
+        decode=decode + steps * head,
         selection=selection,
     )
-
-
-def layer_flops(stack: StackShape, tokens: float, keys: float) -> float:
-    """FLOPs of one layer in which `tokens` rows run and attend to `keys` keys."""
-    wide, narrow = stack.heads * stack.head_dim, stack.kv_heads * stack.head_dim
-    projections = 2.0 * tokens * stack.hidden * (2 * wide + 2 * narrow)
-    mlp = 2.0 * tokens * stack.hidden * stack.intermediate * stack.mlp_matrices
-    return projections + mlp + attention_flops(stack, tokens, keys)
-
-
-def attention_flops(stack: StackShape, tokens: float, keys: float) -> float:
-    """FLOPs of scores and weighted values: both matrix products, every head, full square."""
-    return 4.0 * tokens * keys * stack.heads * stack.head_dim
 
 
 def unpruned(shape: ModelShape, workload: Workload) -> Lengths:
@@ -183,6 +170,7 @@ def lengths_of(shape: ModelShape, workload: Workload, plan: Plan, keeps: Mapping
         language=tuple(n + workload.text for n in prompt),
         embedded=embedded if pixels else None,
         connected=connected if connected < shape.visual and shape.connects == "rows" else None,
+        recalled=float(shape.cross is not None and not shape.cross.cached),
     )
 
 
@@ -191,7 +179,7 @@ def visual_after(shape: ModelShape, patches: float) -> float:
 
     Where the prefix token is a visual token too (LLaVA's `full` feature selection), it stays.
     """
-    if shape.connects == "keys":
+    if shape.connects == "keys" or not shape.patches:
         return float(shape.visual)
     if shape.prefix and shape.visual == shape.patches + shape.prefix:
         return patches + shape.prefix
@@ -251,7 +239,7 @@ def equivalent_tokens(lengths: Lengths, workload: Workload) -> float:
 def cache_bytes(shape: ModelShape, workload: Workload, lengths: Lengths | None = None, value_bytes: int = 2) -> float:
     """Bytes of keys and values stored after the last decode step, over all language layers (bf16 by default)."""
     lengths = unpruned(shape, workload) if lengths is None else lengths
-    rows = sum(lengths.language) + shape.language.layers * (workload.answer - 1)
+    rows = stored_rows(shape, workload.text, lengths.language, workload.answer - 1)
     return 2.0 * rows * shape.language.kv_heads * shape.language.head_dim * value_bytes
 
 
@@ -268,6 +256,12 @@ def check_sites(shape: ModelShape, sites: Iterable[Site]) -> None:
             raise InvalidPlan(
                 f"the plan has a step at {site}, but the model's {site.stack} stack has layers 0 to {last}; "
                 f"use '{site.stack}:{last}' or an earlier one"
+            )
+        looks = shape.cross.places[-1] if shape.cross and site.stack == "language" else last
+        if site.layer > looks:
+            raise InvalidPlan(
+                f"the plan has a step at {site}, but no layer behind layer {looks} looks at visual tokens; "
+                f"use 'language:{looks}' or an earlier one"
             )
 
 

@@ -27,6 +27,25 @@ class StackShape:
 
 
 @dataclass(frozen=True)
+class CrossShape:
+    """Cross-attention layers of a language model whose visual tokens are no rows of its sequence, but keys.
+
+    Attributes:
+        places: language layers at whose input they stand.
+        stack: their sizes; `layers` is how many there are.
+        key_width: width of the visual tokens that keys and values are projected from.
+        instead: whether such a layer stands in the place of a plain one, not before it.
+        cached: whether keys and values are projected at the prefill only, not at every decoded token.
+    """
+
+    places: tuple[int, ...]
+    stack: StackShape
+    key_width: int
+    instead: bool = False
+    cached: bool = False
+
+
+@dataclass(frozen=True)
 class ModelShape:
     """All that the FLOPs of one forward depend on, besides the lengths.
 
@@ -47,6 +66,8 @@ class ModelShape:
         key_flops: with `keys`, FLOPs of the connector for each live patch.
         query_flops: with `keys`, FLOPs of the connector for an image, whatever is alive.
         windows: per tower layer, the patches that one patch sees at most; () = all in every layer.
+        decoder: the decoder that answers, where the language model is an encoder whose rows it looks at; else None.
+        cross: the cross-attention layers where visual tokens are their keys; None = they are rows of the language model.
     """
 
     vision: StackShape
@@ -63,6 +84,8 @@ class ModelShape:
     key_flops: float = 0.0
     query_flops: float = 0.0
     windows: tuple[float, ...] = ()
+    decoder: StackShape | None = None
+    cross: CrossShape | None = None
 
     def of_size(self, patches: int) -> ModelShape:
         """Return the same model with an image of another number of patches."""

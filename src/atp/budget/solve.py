@@ -55,14 +55,23 @@ def default_sites(shape: ModelShape, method: str = "atp", depths: Sequence[float
     if method == "resize":
         return (Site("pixels", 0),)
     if method == "fastv":
-        return (Site("language", min(2, shape.language.layers - 1)),)
+        return workable(shape, (Site("language", min(2, shape.language.layers - 1)),))
     sites = {
         Site(name, max(1, round(depth * layers)))
         for name, layers in (("vision", shape.vision.layers), ("language", shape.language.layers))
         for depth in depths
         if layers > 1 and round(depth * layers) < layers
     }
-    return _ordered(sites)
+    return workable(shape, sites)
+
+
+def workable(shape: ModelShape, sites: Iterable[Site]) -> tuple[Site, ...]:
+    """Move sites behind the first layer that looks at visual tokens across, but not behind the last; others stay."""
+    if shape.cross is None:
+        return _ordered(sites)
+    first, last = shape.cross.places[0] + 1, shape.cross.places[-1]
+    moved = (Site("language", min(max(site.layer, first), last)) if site.stack == "language" else site for site in sites)
+    return _ordered(site for site in moved if site.stack != "language" or first <= last)
 
 
 def solve(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,11 +12,13 @@ from typing import Any
 from torch import Tensor, nn
 
 from atp.adapters import adapt
-from atp.adapters.base import Args, Kwargs, StackView
+from atp.adapters.base import Adapter, Args, Kwargs, StackView
 from atp.budget.calibration import Calibration
 from atp.budget.cost import Workload
+from atp.engine.checking import FirstCall
 from atp.engine.choice import rater_kinds
 from atp.engine.planning import check_plan, decide
+from atp.engine.recall import Recall
 from atp.engine.run import Run
 from atp.errors import AlreadyPruned, NothingPruned
 from atp.plan import Plan
@@ -34,6 +37,7 @@ def prune(
     record_all_scores: bool = False,
     template_ids: frozenset[int] | None = None,
     workload: Workload | None = None,
+    adapter: str | None = None,
     **method_options: Any,
 ) -> Iterator[Run]:
     """Prune the visual tokens of everything the model does inside the block.
@@ -49,6 +53,7 @@ def prune(
         record_all_scores: score also at sites where nothing leaves (for calibration).
         template_ids: more such ids.
         workload: `Workload` to solve the plan for.
+        adapter: "generic" to try a model type that has no adapter; it compares itself with the unhooked model first.
         method_options: fields of the method, e.g. `alpha=0.7`.
 
     Yields:
@@ -64,11 +69,13 @@ def prune(
         ...     out = model.generate(**inputs)
         >>> print(run.report())
     """
-    run = _prepare(model, budget, method, plan, calibration, workload, method_options)
+    run = _prepare(adapt(model, adapter), budget, method, plan, calibration, workload, method_options)
     run.chooser.score_all = record_all_scores
     run.chooser.template = run.adapter.template_ids(processor) | (template_ids or frozenset())
     handles: list[Any] = []
     try:
+        if run.adapter.checks:
+            handles.append(run.adapter.base.register_forward_pre_hook(FirstCall(run, _hooked), with_kwargs=True))
         _install(run, handles)
         yield run
     finally:
@@ -77,8 +84,30 @@ def prune(
     _check_pruned(run, strict)
 
 
+@contextmanager
+def _hooked(run: Run) -> Iterator[None]:
+    """Hook a run of its own."""
+    handles: list[Any] = []
+    try:
+        _install(run, handles)
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+class _Waking:
+    """A hook that does nothing while its run is set aside."""
+
+    def __init__(self, run: Run, hook: Any) -> None:
+        self.__self__, self.hook = run, hook
+
+    def __call__(self, *given: Any) -> Any:
+        return None if self.__self__.aside else self.hook(*given)
+
+
 def _prepare(
-    model: nn.Module,
+    adapter: Adapter,
     budget: float | None,
     method: str | None,
     plan: Plan | str | Path | None,
@@ -86,8 +115,7 @@ def _prepare(
     workload: Workload | None,
     options: dict[str, Any],
 ) -> Run:
-    """Find adapter, method and plan, and refuse what does not fit together; nothing is hooked yet."""
-    adapter = adapt(model)
+    """Find method and plan, and refuse what does not fit together; nothing is hooked yet."""
     if any(isinstance(getattr(hook, "__self__", None), Run) for hook in adapter.base._forward_pre_hooks.values()):
         raise AlreadyPruned(
             "this model is already inside a `with atp.prune(...)` block; leave it first, or put both budgets into one plan"
@@ -102,29 +130,57 @@ def _install(run: Run, handles: list[Any]) -> None:
     adapter = run.adapter
 
     def before(module: nn.Module, hook: Any) -> None:
+        hook = _Waking(run, hook) if adapter.checks else hook
         handles.append(module.register_forward_pre_hook(hook, with_kwargs=True))
 
     def after(module: nn.Module, hook: Any, **options: Any) -> None:
         # First in the row: recorded hidden states must have their full length.
+        hook = _Waking(run, hook) if adapter.checks else hook
         handles.append(module.register_forward_hook(hook, prepend=True, **options))
 
+    for module, listener in adapter.listeners():
+        before(module, listener)
     before(adapter.top, run.enter_top)
     before(adapter.base, run.enter_base)
     after(adapter.base, run.leave_base, always_call=True)
-    before(adapter.tower, run.enter_tower)
-    after(adapter.tower, run.leave_tower)
-    if adapter.connects != "grid":
+    if "vision" in adapter.stacks:
+        before(adapter.tower, run.enter_tower)
+        after(adapter.tower, run.leave_tower)
+    if "vision" in adapter.stacks and adapter.connects != "grid":
         before(adapter.connector, run.enter_connector)
         after(adapter.connector, run.leave_connector)
+    handles.extend(_Watch(run, owner, name) for owner, name in adapter.watched())
+    handles.extend(Recall(module, run.memory, run.decoding) for module in adapter.recurring())
     before(adapter.text, run.enter_text)
     after(adapter.text, run.leave_text, with_kwargs=True)
-    for view in (adapter.vision, adapter.language):
+    if adapter.reader is not None:
+        before(adapter.reader, run.encoded.enter_reader)
+    for view in adapter.views:
         steps = run.steps(view.name)
         if view.name == "vision" and not steps:
             continue
-        watched = {layer - 1 for layer in steps if layer and rater_kinds(run.method, view)}
+        watched = {view.before(layer) for layer in steps if rater_kinds(run.method, view)}
         for index, layer in enumerate(view.layers):
             _hook_layer(run, view, index, layer, index in watched, before, after)
+
+
+class _Watch:
+    """Reports the calls of one method of the model, which no hook sees; `remove` gives the model its own back."""
+
+    def __init__(self, run: Run, owner: nn.Module, name: str) -> None:
+        self.owner, self.name, self.before = owner, name, vars(owner).get(name)
+        method = getattr(owner, name)
+
+        @functools.wraps(method)
+        def reported(*args: Any, **kwargs: Any) -> Any:
+            return run.laid_out(name, method, args, kwargs)
+
+        setattr(owner, name, reported)
+
+    def remove(self) -> None:
+        delattr(self.owner, self.name)
+        if self.before is not None:
+            setattr(self.owner, self.name, self.before)
 
 
 def _hook_layer(run: Run, view: StackView, index: int, layer: nn.Module, watched: bool, before: Any, after: Any) -> None:

@@ -5,19 +5,20 @@ Part of the engine. All counts are kept on the host beside the tensors, so that 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field
-from itertools import accumulate
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from atp.adapters.base import Adapter, Images, Prompt
-from atp.errors import BadInput, UnsupportedModel
+from atp.adapters.base import Adapter, Args, Images, Kwargs
+from atp.tokens import Record
 
 CHANNELS = ("alive", "score", "row", "column", "image")
 """What `Adapter.pack` carries from the tower's tokens to the visual tokens of the prompt."""
+
+HALF = 0.5 - 1e-4
+"""A visual token that mixes several is alive where the live ones have half of the weight, up to rounding."""
 
 
 @dataclass
@@ -108,6 +109,9 @@ class TowerPass:
         group: patches of a token.
         embedded: patches that were embedded, None = all.
         connected: features of each image that passed the connector, None = all.
+        layout: how they became visual tokens, where the adapter watched that.
+        asked: FLOPs of the connector for an image whatever is alive, None = those of the model's shape.
+        records: what its sites did.
     """
 
     alive: Tensor
@@ -119,6 +123,15 @@ class TowerPass:
     group: int = 1
     embedded: int | None = None
     connected: list[int] | None = None
+    layout: Any = None
+    asked: float | None = None
+    records: list[Record] = field(default_factory=list)
+
+    def laid_out(self, adapter: Adapter, name: str, args: Args, kwargs: Kwargs, made: Any) -> Any:
+        """Note the layout in a call of a watched method, and return what it made, mended."""
+        layout = adapter.layout(name, args, kwargs)
+        self.layout = self.layout if layout is None else layout
+        return made if self.counts == self.started else adapter.mended(name, made, self.alive, self.layout)
 
     def facts(self) -> Tensor:
         """What is known of each token, `[P, N, CHANNELS]`."""
@@ -153,150 +166,3 @@ def of_tower(images: Images) -> Census:
         grid=(max(h for h, _ in images.grids), max(w for _, w in images.grids)),
         packed=images.packed,
     )
-
-
-@dataclass(frozen=True)
-class Arrivals:
-    """The visual tokens that the prompts of a call were given, image by image.
-
-    Attributes:
-        facts: `[sum of F, CHANNELS]`, the images one after the other; NaN where a token stands for none of the tower's.
-        lengths: F of each image.
-        counts: alive ones of each image, None = not known on the host.
-        grid: largest height and width of an image.
-        grids: of each image.
-        scored: whether the tower scored them.
-    """
-
-    facts: Tensor
-    lengths: list[int]
-    counts: list[int] | None
-    grid: tuple[int, int]
-    grids: list[tuple[int, int]]
-    scored: bool = False
-
-
-def arrivals(adapter: Adapter, prompt: Prompt, tower: TowerPass | None, lengths: list[int] | None, device: Any) -> Arrivals:
-    """Lay the tower's tokens out as visual tokens.
-
-    Args:
-        adapter: the model.
-        prompt: the call.
-        tower: what the tower left, None where it ran before the block.
-        lengths: visual tokens of each image where known; images repeat under beams.
-        device: of the language model.
-    """
-    if tower is None or adapter.connects == "keys":
-        assert lengths is not None
-        height, width = adapter.grid
-        facts = torch.full((sum(lengths), len(CHANNELS)), torch.nan, device=device)
-        facts[:, 0] = 1
-        number = torch.cat([torch.arange(n, device=device) for n in lengths])
-        if set(lengths) == {height * width} and adapter.connects != "keys":
-            facts[:, 2], facts[:, 3] = number // width, number % width
-        owner = [index for index, n in enumerate(lengths) for _ in range(n)]
-        facts[:, 4] = torch.tensor(owner, device=device)
-        return Arrivals(facts, lengths, list(lengths), adapter.grid, [adapter.grid] * len(lengths))
-    packed = adapter.pack(tower.facts(), tower.started, prompt.extra)
-    made = [len(one) for one in packed]
-    extra = [a - b for a, b in zip(made, tower.started, strict=True)] if len(made) == len(tower.started) else None
-    counts = [a + b for a, b in zip(tower.counts, extra, strict=True)] if extra and min(extra) >= 0 else None
-    for index, one in enumerate(packed):
-        one[:, 4] = index
-    facts = torch.cat(packed).to(device)
-    facts[:, 0] = facts[:, 0].nan_to_num(1.0)
-    grid = (max(h for h, _ in tower.grids), max(w for _, w in tower.grids))
-    return Arrivals(facts, made, counts, grid, list(tower.grids), tower.scores is not None)
-
-
-def of_prompt(prompt: Prompt, arrived: Arrivals, given: int) -> Census:
-    """Take the census of prompts at language layer 0.
-
-    Args:
-        prompt: the call.
-        arrived: its visual tokens.
-        given: images that the call carries; a multiple of the tower's under beams, prompt by prompt.
-
-    Raises:
-        UnsupportedModel: features that are not those which the tower made.
-        BadInput: prompts whose visual tokens are not those of whole images.
-    """
-    images = len(arrived.lengths)
-    if given % images:
-        raise UnsupportedModel(
-            f"the tower made features of {images} images but the call carries {given}, so it is unknown which patches of them "
-            "are alive; pass pixel_values, or the output of get_image_features as it is"
-        )
-    device, total = prompt.visual.device, sum(arrived.lengths)
-    copies = given // images
-    started, live_counts = _count(prompt, total * copies)
-    first, used = _places(started, copies)
-    borders = {0, *accumulate(arrived.lengths)}
-    if used != total or any(start + count not in borders for start, count in zip(first, started, strict=True)):
-        raise BadInput(
-            f"the prompts have {', '.join(map(str, started))} image tokens, but their {images} images take "
-            f"{', '.join(map(str, arrived.lengths))}; let the processor expand the image token: processor(images=..., text=...)"
-        )
-    most = max(started)
-    where = torch.sort((~prompt.visual).to(torch.uint8), dim=1, stable=True).indices[:, :most]
-    number = torch.arange(most, device=device)
-    there = number < torch.tensor(started, device=device).unsqueeze(1)
-    place = (number + torch.tensor(first, device=device).unsqueeze(1)).clamp(max=max(0, total - 1))
-    facts = arrived.facts[place]  # [B, N, CHANNELS]
-    alive = (facts[..., 0] > 0) & there
-    image = facts[..., 4].to(torch.int64)
-    live = torch.ones_like(prompt.visual) if prompt.live is None else prompt.live
-    return Census(
-        where=where.unsqueeze(-1),
-        alive=alive,
-        counts=_alive(arrived, first, started, alive),
-        started=started,
-        others=live & ~prompt.visual,
-        other_counts=[a - b for a, b in zip(live_counts, started, strict=True)],
-        position=facts[..., 2:4].nan_to_num(-1.0).to(torch.int64),
-        image=image - image[:, :1],
-        grid=arrived.grid,
-        ids=prompt.ids,
-        candidates=prompt.candidates,
-        carried=facts[..., 1].masked_fill(~alive, torch.nan) if arrived.scored else None,
-    )
-
-
-def _places(started: Sequence[int], copies: int) -> tuple[list[int], int]:
-    """First visual token of each prompt in the arrivals, and how many are used; `copies` prompts in a row share theirs."""
-    first, used = [], 0
-    for row, count in enumerate(started):
-        first.append(used)
-        used += count if row % copies == copies - 1 else 0
-    return first, used
-
-
-def _alive(arrived: Arrivals, first: list[int], started: list[int], alive: Tensor) -> list[int]:
-    """Alive tokens of each prompt; a device sync only where the layout of the visual tokens hides it."""
-    if arrived.counts is None:
-        return [int(n) for n in alive.sum(1).tolist()]
-    ends = list(accumulate(arrived.lengths))
-    return [
-        sum(n for n, end in zip(arrived.counts, ends, strict=True) if start < end <= start + count)
-        for start, count in zip(first, started, strict=True)
-    ]
-
-
-def image_rows(arrived: Arrivals, census: Census, copies: int) -> list[int]:
-    """The first prompt row of each image."""
-    first, _ = _places(census.started, copies)
-    rows = []
-    for end in accumulate(arrived.lengths):
-        rows.append(next(r for r, s in enumerate(first) if s < end <= s + census.started[r]))
-    return rows
-
-
-def _count(prompt: Prompt, visual: int) -> tuple[list[int], list[int]]:
-    """Visual and live tokens of each prompt; one device sync, none for a single unpadded prompt."""
-    batch, length = prompt.visual.shape
-    if batch == 1 and prompt.live is None:
-        return [visual], [length]
-    seen = prompt.visual.sum(1)
-    live = torch.full_like(seen, length) if prompt.live is None else prompt.live.sum(1)
-    both = torch.stack([seen, live]).tolist()
-    return [int(n) for n in both[0]], [int(n) for n in both[1]]

@@ -41,6 +41,10 @@ class Capture:
     queries: Tensor | None = None
     keys: Tensor | None = None
 
+    def attention(self, view: StackView, census: Census) -> _Attention:
+        """Return what computes rows from it."""
+        return _Attention(view, census, self)
+
 
 @dataclass
 class Chooser:
@@ -51,12 +55,14 @@ class Chooser:
         template: ids that ask no question, on the host.
         score_all: whether to score at sites where nothing leaves.
         spent: FLOPs of the rows computed so far.
+        levelled: stacks in which all inputs of a batch kept as many as the largest, for want of a mask.
     """
 
     method: Method
     template: frozenset[int] = frozenset()
     score_all: bool = False
     spent: float = 0.0
+    levelled: set[str] = field(default_factory=set)
 
     def choose(
         self, step: Step, view: StackView, census: Census, capture: Capture | None, hidden: Tensor, forward: int
@@ -77,6 +83,7 @@ class Chooser:
                 chosen = torch.tensor(counts, device=scores.device)
             if not view.maskable and len(set(counts)) > 1:  # nothing can hide padding: the batch's largest count for all
                 counts = [max(counts)] * len(counts)
+                self.levelled.add(view.name)
                 chosen = torch.full_like(chosen, counts[0])
             if counts != census.counts:
                 keep = self.method.select(scores, tokens, chosen)
@@ -109,7 +116,7 @@ class Chooser:
         kinds = rater_kinds(self.method, view)
         rows: dict[str, Rows] = {}
         if kinds and capture is not None:
-            attention = _Attention(view, census, capture)
+            attention = capture.attention(view, census)
             rows = attention.rows(kinds, self.template)
             self.spent += attention.flops
         return Tokens(
@@ -256,7 +263,7 @@ class _Attention:
         if capture.past is not None:
             keys = torch.cat([capture.past.to(keys.dtype), keys], dim=2)
         allowed = self.allowed(slots, keys.shape[2], ran)
-        rows = attention_rows(queries, keys, allowed, view.scaling)
+        rows = attention_rows(queries, keys, allowed, view.scaling, view.softcap)
         self.flops += 2.0 * keys.shape[0] * slots.shape[1] * keys.shape[2] * view.heads * view.head_dim
         batch, count = slots.shape
         columns = self.slots(self.where.reshape(batch, -1)).unsqueeze(1).expand(-1, count, -1)

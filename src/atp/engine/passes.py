@@ -54,9 +54,10 @@ class StackPass:
         self._narrow: tuple[Tensor, Tensor] | None = None  # last full output and the rows it was made of
         self._memo: dict[tuple[Any, ...], tuple[Any, ...]] = {}
         if census is not None and census.counts != census.started:
-            self._shrink()
+            self.shrink()
 
-    def _shrink(self) -> None:
+    def shrink(self) -> None:
+        """Run on the live tokens from here on."""
         assert self.census is not None
         self.subset = build(self.census.live(), self.census.live_counts())
         self._memo.clear()
@@ -84,7 +85,7 @@ class StackPass:
         if watched and self.census is not None:
             seen = changed or call
             past = self.adapter.stored_keys(call.cache, layer)
-            self.capture, self.armed = Capture(self.subset, seen.mask, seen.phases, past), True
+            self.capture, self.armed = Capture(self.subset, biased(seen), seen.phases, past), True
         return None if changed is None else self.view.write(args, kwargs, changed)
 
     def _decide(self, layer: int, hidden: Tensor) -> None:
@@ -96,7 +97,7 @@ class StackPass:
         with torch.no_grad():
             record = self.chooser.choose(step, self.view, self.census, self.capture, hidden, self.forward)
             if record.counts != before:
-                self._shrink()
+                self.shrink()
         self.records.append(record)
         self.capture = None
 
@@ -117,7 +118,14 @@ class StackPass:
             known = self._remember(("segments", id(segments)), lambda: (cut_segments(segments, subset), segments))
             segments = known[0]
         phases = self._remember(("phases", id(call.phases)), lambda: (cut_phases(call.phases, subset), call.phases))[0]
-        return LayerCall(self._rows(call.hidden, subset), mask, phases, call.cache, segments)
+        positions = call.positions
+        if positions is not None:
+            known = self._remember(("positions", id(positions)), lambda: (gather(positions, subset), positions))
+            positions = known[0]
+        bias = call.bias
+        if bias is not None:
+            bias = self._remember(("bias", id(bias)), lambda: (cut_bias(bias, subset), bias))[0]
+        return LayerCall(self._rows(call.hidden, subset), mask, phases, call.cache, segments, positions, bias)
 
     def _rows(self, hidden: Tensor, subset: Subset) -> Tensor:
         """Gather, unless nothing touched the residual since the layer before wrote the same rows."""
@@ -179,6 +187,11 @@ class StackPass:
         self._narrow = (wide, part)
         return self.view.restated(output, wide)
 
+    @property
+    def extent(self) -> tuple[int, int] | None:
+        """Batch and length of what ran; None where nothing did."""
+        return None if self.first is None else (self.first.shape[0], self.first.shape[1])
+
     def captured(self, which: str, output: Tensor) -> None:
         """Take a projection's output, if a site wants it."""
         if self.armed and self.capture is not None:
@@ -189,6 +202,20 @@ class StackPass:
         if self.first is None or state.shape[1] == self.first.shape[1]:
             return state
         return self.first
+
+
+def biased(call: LayerCall) -> Tensor | None:
+    """Return a layer's mask with what distances add to its logits."""
+    if call.bias is None or call.mask is None:
+        return call.mask if call.bias is None else call.bias
+    if call.mask.dtype == torch.bool:
+        return call.bias.masked_fill(~call.mask, torch.finfo(call.bias.dtype).min)
+    return call.bias + call.mask
+
+
+def cut_bias(bias: Tensor, subset: Subset) -> Tensor:
+    """Take the rows and columns that run of what distances add."""
+    return cut_mask(bias, subset.rows, subset.rows, subset.length)
 
 
 def _join(old: Columns, subset: Subset, seen: int) -> Columns:

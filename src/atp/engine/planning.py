@@ -8,10 +8,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from atp.adapters.base import Adapter
+from atp.adapters.base import Adapter, CrossView, StackView
 from atp.budget.calibration import Calibration, fingerprint
 from atp.budget.cost import Workload, check_sites, rater_count
-from atp.budget.solve import default_sites, solve
+from atp.budget.solve import default_sites, solve, workable
 from atp.engine.choice import rater_kinds
 from atp.errors import InvalidPlan
 from atp.methods import METHODS, Method
@@ -56,10 +56,11 @@ def decide(
     if calibration is not None:
         return from_calibration(adapter, calibration, budget, method, options)
     shape = adapter.shape
-    workload = workload or Workload()
+    workload = workload or Workload(images=adapter.tiles)
     sites = built.default_sites(shape)
     if sites is None:
         sites = tuple(site for site in default_sites(shape, name) if site.stack in built.stacks)
+    sites = workable(shape, [site for site in sites if site.stack in (*adapter.stacks, "pixels")])
     solved = solve(
         shape,
         budget,
@@ -136,8 +137,7 @@ def make_method(name: str, options: Mapping[str, Any]) -> Method:
 
 def rater_rows(adapter: Adapter, method: Method, workload: Workload) -> dict[str, float]:
     """Return how many rows the method computes at a site of each stack."""
-    views = (adapter.vision, adapter.language)
-    return {view.name: rater_count(rater_kinds(method, view), adapter.shape, workload, view.name) for view in views}
+    return {view.name: rater_count(rater_kinds(method, view), adapter.shape, workload, view.name) for view in adapter.views}
 
 
 def check_plan(adapter: Adapter, plan: Plan, method: Method) -> None:
@@ -146,8 +146,14 @@ def check_plan(adapter: Adapter, plan: Plan, method: Method) -> None:
     Raises:
         InvalidPlan: naming the step and what to use instead.
     """
+    for step in plan.steps:
+        if step.site.stack not in (*adapter.stacks, "pixels"):
+            raise InvalidPlan(
+                f"the {type(adapter).__name__} adapter prunes {' and '.join(adapter.stacks)} only, the plan has a step at "
+                f"{step.site}; remove it"
+            )
     check_sites(adapter.shape, [step.site for step in plan.steps])
-    views = {view.name: view for view in (adapter.vision, adapter.language)}
+    views = {view.name: view for view in adapter.views}
     stacks = {step.site.stack for step in plan.steps}
     if "pixels" in stacks and len(plan.steps) > 1:
         raise InvalidPlan("the site pixels:0 (a smaller image) stands alone; remove the plan's other steps")
@@ -160,11 +166,29 @@ def check_plan(adapter: Adapter, plan: Plan, method: Method) -> None:
                 f"step at {site}: only visual tokens can leave, got kinds={list(step.kinds)}; use kinds=('visual',)"
             )
         if site.stack == "pixels":
+            if not adapter.resizable:
+                kind = "/".join(adapter.model_types) or type(adapter).__name__
+                raise InvalidPlan(f"a {kind} model does not take smaller images (a step at pixels:0); use method='uniform'")
             if step.adaptive:
                 raise InvalidPlan("the step at pixels:0 has one size for all images; set its threshold to None")
             continue
-        if site.layer == 0 and rater_kinds(method, views[site.stack]):
+        view = views[site.stack]
+        _check_space(method, view)
+        if view.before(site.layer) is None and rater_kinds(method, view):
             raise InvalidPlan(
                 f"method {method.name!r} scores with attention of the layer before a site, so {site} is too early; "
-                f"use {site.stack}:1 or later"
+                f"use {site.stack}:{view.first} or later"
             )
+
+
+def _check_space(method: Method, view: StackView) -> None:
+    """Refuse a method that compares or merges visual tokens with text where they do not share a space.
+
+    Raises:
+        InvalidPlan: naming the method and what to use instead.
+    """
+    if isinstance(view, CrossView) and (method.fuses or {"text", "embeddings"} & set(method.reads.get(view.name, ()))):
+        raise InvalidPlan(
+            f"method {method.name!r} takes visual tokens for rows of the language model, but in this family they are keys of its "
+            "cross-attention layers; prune the tower only, or use method='atp'"
+        )

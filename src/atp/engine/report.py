@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from atp.budget.cost import Flops, Lengths, Workload, count
 from atp.budget.shape import ModelShape
 from atp.engine.census import Census, TowerPass
+from atp.engine.cross import Crossing
 from atp.plan import STACKS, Plan
 from atp.tokens import Record
 
@@ -22,7 +23,8 @@ class Ledger:
     """Host-side counts of everything that ran.
 
     Attributes:
-        images: (patches, length of each tower layer, patches embedded, features connected) of each image, with how often.
+        images: (patches, length of each tower layer, patches embedded, features connected, `TowerPass.asked`) of each image,
+            with how often.
         rows: (visual tokens, text tokens, length of each language layer) of each prompt, with how often.
         visual: sum over prompts of the mean visual tokens per language layer.
         decoded: tokens that ran after their prompt.
@@ -30,7 +32,7 @@ class Ledger:
         kept: of the last forward, tokens kept by stack, layer and input.
     """
 
-    images: Counter[tuple[int, tuple[int, ...], int | None, int | None]] = field(default_factory=Counter)
+    images: Counter[tuple[int, tuple[int, ...], int | None, int | None, float | None]] = field(default_factory=Counter)
     rows: Counter[tuple[int, int, tuple[int, ...]]] = field(default_factory=Counter)
     visual: float = 0.0
     decoded: int = 0
@@ -46,9 +48,9 @@ class Ledger:
         """Add the images of one pass of the tower."""
         for index, lengths in enumerate(tower.lengths):
             connected = tower.connected[index] if tower.connected else None
-            self.images[tower.started[index] * tower.group, lengths, tower.embedded, connected] += 1
+            self.images[tower.started[index] * tower.group, lengths, tower.embedded, connected, tower.asked] += 1
 
-    def prompts(self, census: Census, layers: int) -> None:
+    def prompts(self, census: Census | Crossing, layers: int) -> None:
         """Add the prompts of one forward."""
         for row, lengths in enumerate(census.lengths(layers)):
             text = census.other_counts[row]
@@ -76,6 +78,8 @@ class Report:
         kept: tokens kept by stack, layer and input, of the last forward.
         equivalent_tokens: mean visual tokens per language layer and prompt.
         seconds: host time spent on scoring and choosing.
+        levelled: stacks whose layers take no mask, so that all inputs of a batch kept as many as the largest.
+        recalled: share of the cross-attention keys that decoded tokens did not project again, as the model alone does.
     """
 
     method: str
@@ -87,6 +91,8 @@ class Report:
     kept: dict[str, dict[int, list[int]]]
     equivalent_tokens: float
     seconds: float
+    levelled: tuple[str, ...] = ()
+    recalled: float = 0.0
 
     @property
     def ratio(self) -> float:
@@ -106,6 +112,8 @@ class Report:
             "kept": {stack: {str(layer): rows for layer, rows in layers.items()} for stack, layers in self.kept.items()},
             "equivalent_tokens": self.equivalent_tokens,
             "selection_seconds": self.seconds,
+            "levelled": list(self.levelled),
+            "recalled": self.recalled,
         }
 
     def __str__(self) -> str:
@@ -123,16 +131,29 @@ class Report:
             for layer, rows in layers.items():
                 shown = ", ".join(map(str, rows[:8])) + (", ..." if len(rows) > 8 else "")
                 lines.append(f"kept at {stack}:{layer}: {shown}")
+        for stack in self.levelled:
+            lines.append(f"{stack}: its layers take no mask, so all inputs of a batch kept as many as the largest")
+        if self.recalled:
+            lines.append(f"decoded tokens: {self.recalled:.0%} of their cross-attention keys remembered, not projected again")
         return "\n".join(lines)
 
 
-def make_report(shape: ModelShape, plan: Plan, method: str, ledger: Ledger, selection: float) -> Report:
+def make_report(
+    shape: ModelShape,
+    plan: Plan,
+    method: str,
+    ledger: Ledger,
+    selection: float,
+    levelled: Iterable[str] = (),
+    recalled: float = 0.0,
+) -> Report:
     """Count what a run spent, and what the same run would have spent unpruned."""
     pruned, full = [Flops(0, 0, 0, 0, selection)], [Flops(0, 0, 0, 0)]
     one = Workload(images=1, text=0, answer=1)
     nothing = (0.0,) * shape.language.layers
-    for (patches, layers, embedded, connected), times in ledger.images.items():
+    for (patches, layers, embedded, connected, asked), times in ledger.images.items():
         own = shape.of_size(patches)
+        own = own if asked is None else replace(own, query_flops=asked)
         spent = count(own, one, Lengths(tuple(map(float, layers)), nothing, embedded, connected))
         pruned.append(Flops(spent.vision * times, spent.connector * times, 0, 0))
         spent = count(own, one)
@@ -142,8 +163,9 @@ def make_report(shape: ModelShape, plan: Plan, method: str, ledger: Ledger, sele
     idle = (0.0,) * shape.vision.layers
     for (visual, text, layers), times in ledger.rows.items():
         whole = (float(visual + text),) * shape.language.layers
-        for flops, lengths in ((pruned, tuple(map(float, layers))), (full, whole)):
-            spent = _decoded(shape, text, Lengths(idle, lengths), steps)
+        now = Lengths(idle, tuple(map(float, layers)), recalled=recalled)
+        for flops, lengths in ((pruned, now), (full, Lengths(idle, whole))):
+            spent = _decoded(shape, text, lengths, steps)
             flops.append(Flops(0, 0, spent.prefill * times, spent.decode * times))
     return Report(
         method=method,
@@ -155,6 +177,8 @@ def make_report(shape: ModelShape, plan: Plan, method: str, ledger: Ledger, sele
         kept={stack: dict(ledger.kept[stack]) for stack in STACKS if ledger.kept.get(stack)},
         equivalent_tokens=ledger.visual / prompts if prompts else 0.0,
         seconds=ledger.seconds,
+        levelled=tuple(sorted(levelled)),
+        recalled=recalled,
     )
 
 

@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable
 from typing import Any
 
 from torch import Tensor, nn
 
-from atp.adapters.base import Adapter, Args, Images, Kwargs, Prompt, StackView
+from atp.adapters.base import Adapter, Args, CrossView, Images, Kwargs, Prompt, StackView
 from atp.budget.shape import ModelShape
-from atp.engine.census import TowerPass, arrivals, image_rows, of_prompt, of_tower
+from atp.engine.arrivals import all_arrivals, of_prompt, unknown_images
+from atp.engine.census import Census, TowerPass, of_tower
 from atp.engine.choice import Chooser
+from atp.engine.cross import CrossPass
+from atp.engine.encoded import Encoded
 from atp.engine.passes import StackPass
+from atp.engine.recall import Memory
 from atp.engine.report import Ledger, Report, make_report
 from atp.engine.smaller import SmallerImage
 from atp.errors import InvalidPlan
@@ -33,6 +38,8 @@ class Run:
         self.trace = Trace()
         self.ledger = Ledger()
         self.chooser = Chooser(method)
+        self.gathers = False  # rows also where all are alive, to compare with the unhooked model
+        self.aside = False  # while the model is compared with itself
         self.forwards = 0
         self.dropped = 0
         self._warned: set[str] = set()
@@ -40,12 +47,14 @@ class Run:
         self._prompt: Prompt | None = None
         self._before: tuple[Any, int] | None = None
         self._tower: TowerPass | None = None
+        self._towers: list[TowerPass] = []
         self._vision: StackPass | None = None
-        self._language: StackPass | None = None
+        self._language: StackPass | CrossPass | None = None
         self._resize: SmallerImage | None = None
         self._images: Images | None = None
         self._live: tuple[Tensor, list[int]] | None = None
         self._features: tuple[Subset, Tensor] | None = None
+        self.encoded, self.memory = Encoded(adapter, self.ledger), Memory()
 
     @property
     def shape(self) -> ModelShape:
@@ -77,7 +86,9 @@ class Run:
 
     def report(self) -> Report:
         """Sum up what was kept, what was spent, and what would have been without pruning."""
-        return make_report(self.adapter.shape, self._plan, self.method.name, self.ledger, self.chooser.spent)
+        chooser = self.chooser
+        done = (self.ledger, chooser.spent, chooser.levelled, self.memory.share)
+        return make_report(self.adapter.shape, self._plan, self.method.name, *done)
 
     def steps(self, stack: str) -> dict[int, Step]:
         """Return the plan's steps of a stack, by layer."""
@@ -93,6 +104,7 @@ class Run:
         """Before the model that joins images and text."""
         guesses, self._candidates = self._candidates, 0
         self._language = self._tower = None
+        self._towers = []
         self._prompt = self.adapter.prompt(args, kwargs, guesses)
         self._repeated(self._prompt)
         self._fresh = self._prompt is None and self.adapter.starts(kwargs)
@@ -111,6 +123,7 @@ class Run:
     def leave_base(self, module: nn.Module, args: Args, output: Any) -> None:
         """After it, also when it raised."""
         self._prompt = self._language = self._tower = self._vision = None
+        self._towers = []
         self._features = self._live = self._images = None
 
     def _note(self, stack: str, records: list[Record]) -> None:
@@ -156,12 +169,17 @@ class Run:
                 lengths=census.lengths(self.adapter.shape.vision.layers),
                 grids=list(self._images.grids),
                 group=census.group,
+                records=running.records,
             )
-            self._live = None if census.packed else (census.live(), census.live_counts())
+            self._live = census.live(), census.live_counts()
+            if self.adapter.connects == "rows" and census.group > 1:  # what passes the connector is a token
+                self._live = (census.alive, census.counts)
         self.dropped += sum(a - b for a, b in zip(tower.started, tower.counts, strict=True))
         self.adapter.tag(output, tower)
         self._tower = tower
-        if self.adapter.connects != "rows":
+        if self._prompt is not None:
+            self._towers.append(tower)
+        if self.adapter.connects == "grid":
             self.ledger.tower(tower)
         return output
 
@@ -171,14 +189,16 @@ class Run:
         if live is None or self.adapter.connects == "grid":
             return None
         where, counts = live
-        if self.adapter.connects == "keys":
-            return self.adapter.narrow(args, kwargs, build(where, counts)) if min(counts) < where.shape[1] else None
         assert self._tower is not None
+        if self.adapter.connects == "keys":
+            self._tower.asked = self.adapter.asked(args, kwargs)
+            whole = self._tower.counts == self._tower.started  # the mask of padding, if any, is the model's own
+            return None if whole else self.adapter.narrow(args, kwargs, build(where, counts))
         states = args[0]
         cut = where.shape[1] - states.shape[1]  # the model left out that many first places
         where = where[:, cut:]
         counts = [n - cut for n in counts] if cut <= self.adapter.shape.prefix else [int(n) for n in where.sum(1).tolist()]
-        self._tower.connected = counts
+        self._tower.connected = counts if len(counts) == len(self._tower.counts) else self._tower.counts  # packed into one
         if min(counts) == states.shape[1]:
             return None
         subset = build(where, counts)
@@ -188,36 +208,58 @@ class Run:
     def leave_connector(self, module: nn.Module, args: Args, output: Any) -> Any:
         """After the connector: full length again; what stands at dead places never enters the language model."""
         taken, self._features = self._features, None
-        if self._tower is not None and self.adapter.connects == "rows":
+        if self._tower is not None:
             self.ledger.tower(self._tower)
         if taken is None:
             return None
         subset, states = taken
         return scatter(output.new_zeros(*states.shape[:2], output.shape[-1]), output, subset)
 
+    def laid_out(self, name: str, method: Callable[..., Any], args: Args, kwargs: Kwargs) -> Any:
+        """While the model lays the tower's features out as visual tokens: note how, and mend what dead patches are mixed into."""
+        made = method(*args, **kwargs)
+        return made if self._tower is None else self._tower.laid_out(self.adapter, name, args, kwargs, made)
+
     # --- language model -----------------------------------------------------------------------------------------------
 
     def enter_text(self, module: nn.Module, args: Args, kwargs: Kwargs) -> None:
         """Before the language model: who arrived?"""
-        census, prompt = None, self._prompt
+        census, prompt, view = None, self._prompt, self.adapter.language
+        if isinstance(view, CrossView):
+            call = (self.adapter.cache(kwargs), self.adapter.extent(args, kwargs), self.memory)
+            tower = None if self.adapter.connects == "keys" else self._tower
+            steps = self.steps("language")
+            self._language = CrossPass(self.adapter, view, prompt, steps, self.chooser, self.forwards, *call, tower)
+            return
         if prompt is not None:
-            tower, made = self._tower, None
-            if prompt.features is not None:
-                tower, made = self.adapter.tagged(prompt.features)
-            arrived = arrivals(self.adapter, prompt, tower, made, prompt.visual.device)
-            given = len(arrived.lengths) if made is None else len(made)
-            census = of_prompt(prompt, arrived, given)
-            self.trace.image_rows = image_rows(arrived, census, given // len(arrived.lengths))
-            self.trace.grids = arrived.grids
+            census = self._arrive(prompt)
         steps = self.steps("language") if census is not None else {}
-        self._language = StackPass(self.adapter, self.adapter.language, census, steps, self.chooser, self.forwards)
+        self._language = StackPass(self.adapter, view, census, steps, self.chooser, self.forwards)
+        if self.gathers and census is not None:
+            self._language.shrink()
+
+    def _arrive(self, prompt: Prompt) -> Census:
+        """Take the census of the prompts, from all that the tower made for them."""
+        if "vision" not in self.adapter.stacks:
+            census, self.trace.image_rows = of_prompt(prompt, [unknown_images(prompt.visual)])
+            return census
+        found, made = all_arrivals(self.adapter, prompt, self._towers)
+        census, self.trace.image_rows = of_prompt(prompt, found)
+        self.trace.grids = [grid for one in found for grid in one.grids]
+        self.trace.layout = None if made[0] is None else made[0].layout
+        if len(made) > 1:
+            self.trace.join([tower.records for tower in made if tower is not None])
+            self.ledger.kept["vision"] = self.trace.kept("vision")
+        return census
 
     def leave_text(self, module: nn.Module, args: Args, kwargs: Kwargs, output: Any) -> Any:
         """After the language model: note what ran."""
         running, self._language = self._language, None
-        if running is None or running.first is None:
+        if running is None or running.extent is None:
             return None
-        batch, length = running.first.shape[:2]
+        batch, length = running.extent
+        if self.adapter.reader is not None and isinstance(running, StackPass):
+            self.encoded.note(running.subset, self.adapter.keys_of(output))
         if running.census is None:
             if self._fresh:
                 self.ledger.text_only(batch, length, self.adapter.shape.language.layers)
@@ -225,6 +267,8 @@ class Run:
                 self.ledger.decoded += batch * length
             return None
         census = running.census
+        if isinstance(running, CrossPass):
+            running.finish(self.adapter.cache(kwargs, output), self.trace)
         self._note("language", running.records)
         self.ledger.prompts(census, self.adapter.shape.language.layers)
         self.dropped += sum(a - b for a, b in zip(census.started, census.counts, strict=True))
@@ -233,6 +277,10 @@ class Run:
 
     # --- layers -------------------------------------------------------------------------------------------------------
 
-    def running(self, view: StackView) -> StackPass | None:
+    def decoding(self) -> bool:
+        """Whether the forward that is running follows a prompt."""
+        return isinstance(self._language, CrossPass) and self._language.prompt is None
+
+    def running(self, view: StackView) -> StackPass | CrossPass | None:
         """The pass that is under way in a stack."""
         return self._vision if view.name == "vision" else self._language

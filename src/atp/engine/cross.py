@@ -1,0 +1,298 @@
+"""One forward through cross-attention layers whose keys are the visual tokens. Part of the engine.
+
+The rows of text all run. What leaves are keys: they and their columns of the mask are cut before the layer is called. Every image
+of a prompt is chosen from by itself, by the rows of text that look at it, and keeps at least one key, so that no row is left
+with nothing to look at. The choice is made when a sequence begins and remembered beside its cache.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from atp.adapters.base import Adapter, Args, CrossView, Kwargs, LayerCall, Prompt
+from atp.engine.census import Census, TowerPass
+from atp.engine.choice import VISUAL_RATERS, Capture, Chooser, _Attention
+from atp.engine.recall import Memory
+from atp.errors import UnsupportedModel
+from atp.plan import Step
+from atp.rows import spread
+from atp.subset import Subset, build, close, cut_mask, repeat
+from atp.tokens import Record, Trace
+
+MARK = "_atp_crossing"
+"""Attribute of a cache: the subset of each cross-attention layer."""
+
+
+@dataclass
+class Crossing:
+    """Keys of each prompt, as the ledger counts them; those of images that nobody looks at run until the first ones leave.
+
+    Attributes:
+        started, counts: keys at the beginning and now.
+        other_counts: rows of text.
+        history: counts after each layer's site.
+    """
+
+    started: list[int]
+    counts: list[int]
+    other_counts: list[int]
+    history: dict[int, list[int]] = field(default_factory=dict)
+
+    def lengths(self, layers: int) -> list[tuple[int, ...]]:
+        """Return for each prompt the keys and rows of text at each layer."""
+        found = []
+        for row, text in enumerate(self.other_counts):
+            now, line = self.started[row], []
+            for layer in range(layers):
+                now = self.history[layer][row] if layer in self.history else now
+                line.append(now + text)
+            found.append(tuple(line))
+        return found
+
+
+class CrossAttention(_Attention):
+    """Rows of text over the keys of one image: both are numbered from 0."""
+
+    def last(self) -> Tensor:
+        live = self.prompt(self.census.others)
+        number = torch.arange(live.shape[1], device=live.device)
+        return (live * (number + 1)).amax(1, keepdim=True).sub(1).clamp(min=0)
+
+    def question(self, template: frozenset[int]) -> Tensor:
+        asking, ids = self.prompt(self.census.others), self.census.ids
+        assert ids is not None
+        return asking & ~torch.isin(ids, torch.tensor(sorted(template), device=ids.device)) if template else asking
+
+    def raters(self, kind: str, template: frozenset[int]) -> tuple[Tensor, Tensor]:
+        if kind == "visual":  # keys ask nothing: all the text that looks at the image stands in
+            return spread(self.prompt(self.census.others), VISUAL_RATERS)
+        return super().raters(kind, template)
+
+
+class CrossCapture(Capture):
+    """What a cross-attention layer projected, image by image."""
+
+    def attention(self, view: Any, census: Census) -> CrossAttention:
+        return CrossAttention(view, census, self)
+
+
+class CrossPass:
+    """State of one forward through the cross-attention layers; the interface of `StackPass`.
+
+    Args:
+        adapter: the model.
+        view: the layers.
+        prompt: the call; None = follow the choice that the cache remembers, choose nothing.
+        steps: by language layer.
+        chooser: decides at them.
+        forward: number of the forward.
+        cache: of the call, or None.
+        extent: batch and length of the call.
+        memory: of the run.
+        tower: what the tower left of the images, where its patches are the keys; None = all.
+    """
+
+    def __init__(
+        self,
+        adapter: Adapter,
+        view: CrossView,
+        prompt: Prompt | None,
+        steps: Mapping[int, Step],
+        chooser: Chooser,
+        forward: int,
+        cache: Any,
+        extent: tuple[int, int],
+        memory: Memory,
+        tower: TowerPass | None = None,
+    ) -> None:
+        self.adapter, self.view, self.prompt = adapter, view, prompt
+        self.chooser, self.forward, self.tower = chooser, forward, tower
+        self.extent, self.memory = extent, memory
+        if prompt is not None:
+            memory.cuts.clear()
+        self.due = sorted(steps.items())
+        self.records: list[Record] = []
+        self.began = False
+        self.census: Crossing | None = None
+        self.images: Census | None = None
+        self.subset: Subset | None = None
+        self.stays: Tensor | None = None
+        self.capture: CrossCapture | None = None
+        self.armed = False
+        self.chosen: list[Subset | None] = list(getattr(cache, MARK, ())) if prompt is None else []
+        self._mask: tuple[Any, Any, Tensor] | None = None
+
+    def enter(self, index: int, args: Args, kwargs: Kwargs, watched: bool) -> tuple[Args, Kwargs] | None:
+        """Return what the layer shall be called with; None = as it is."""
+        call = self.view.read(args, kwargs)
+        if self.prompt is not None and not self.began:
+            self._start(self.prompt, call, self.view.sees(args, kwargs))
+        self.began = True
+        if self.prompt is None:
+            self.subset = self._followed(index, call)
+        else:
+            self._decide(self.view.places[index], call)
+            self.chosen.append(self.subset)
+        self.armed = watched and self.images is not None
+        if self.armed:
+            self.capture = CrossCapture(self.subset, None, None, None)
+        return None if self.subset is None else self.view.write(args, kwargs, self._cut(call, self.subset))
+
+    def _start(self, prompt: Prompt, call: LayerCall, sees: Tensor) -> None:
+        """Take the census: which key is looked at by whom, image by image; one device sync."""
+        batch, rows, columns = sees.shape
+        size = self.adapter.shape.visual
+        images, device = columns // size, sees.device
+        if prompt.live is not None:
+            sees = sees & prompt.live.unsqueeze(-1)
+        looked = sees.any(1).view(batch * images, size)
+        others = sees.view(batch, rows, images, size).any(-1).transpose(1, 2).reshape(batch * images, rows)
+        text = torch.full((batch,), rows, device=device) if prompt.live is None else prompt.live.sum(1)
+        alone = ~sees.any(2).any(1)
+        there, carried = self._arrived(looked)
+        alive = looked & there
+        counted = torch.cat([looked.sum(1), others.sum(1), alive.sum(1), text]).tolist()
+        started, asking, counts = (counted[part * batch * images : (part + 1) * batch * images] for part in range(3))
+        self.census = Crossing([columns] * batch, [columns] * batch, counted[-batch:])
+        self.stays = (alone & self.view.lone).unsqueeze(1) & there.view(batch, columns)
+        number = torch.arange(size, device=device).expand(batch * images, -1)
+        self.images = Census(
+            where=number.unsqueeze(-1),
+            alive=alive,
+            counts=counts,
+            started=started,
+            others=others,
+            other_counts=asking,
+            position=torch.full((*looked.shape, 2), -1, device=device),
+            image=torch.zeros_like(number),
+            grid=self.adapter.grid,
+            ids=prompt.ids.repeat_interleave(images, 0),
+            candidates=prompt.candidates,
+            carried=None if carried is None else carried.masked_fill(~alive, torch.nan),
+        )
+        if self.tower is not None and self.tower.counts != self.tower.started:
+            self._shrink(batch)
+            self.census.history[0] = list(self.census.counts)
+
+    def _arrived(self, looked: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Keys `[P, N]` that are alive at the tower's end, and its scores of them."""
+        if self.tower is None:
+            return torch.ones_like(looked), None
+        facts = torch.stack(self.adapter.pack(self.tower.facts(), self.tower.started, None)).to(looked.device)
+        return facts[..., 0].nan_to_num(1.0) > 0, None if self.tower.scores is None else facts[..., 1]
+
+    def _shrink(self, batch: int) -> None:
+        assert self.images is not None and self.census is not None and self.stays is not None
+        live = self.images.alive.view(batch, -1) | self.stays
+        self.census.counts = self._counts(batch, live)
+        self.subset, self._mask = build(live, self.census.counts), None
+
+    def _decide(self, place: int, call: LayerCall) -> None:
+        """Apply the steps that are due at the input of language layer `place`."""
+        assert self.images is not None and self.census is not None and self.stays is not None
+        while self.due and self.due[0][0] <= place:
+            layer, step = self.due.pop(0)
+            batch = len(self.census.counts)
+            before = list(self.images.counts)
+            states = call.hidden.reshape(len(before), -1, call.hidden.shape[-1])
+            with torch.no_grad():
+                record = self.chooser.choose(step, self.view, self.images, self.capture, states, self.forward)
+                if record.counts != before:
+                    self._shrink(batch)
+            self.census.history[layer] = list(self.census.counts)
+            self.records.append(_by_prompt(record, batch))
+        self.capture = None
+
+    def _counts(self, batch: int, live: Tensor) -> list[int]:
+        if self.view.lone:
+            return [int(n) for n in live.sum(1).tolist()]
+        assert self.images is not None
+        return _sums(self.images.counts, batch)
+
+    def _followed(self, index: int, call: LayerCall) -> Subset | None:
+        """The choice of the sequence's beginning.
+
+        Raises:
+            UnsupportedModel: other images than then, or another batch.
+        """
+        subset = self.chosen[index] if index < len(self.chosen) else None
+        if subset is None:
+            return None
+        batch, kept = call.hidden.shape[0], subset.rows.shape[0]
+        cross = self.adapter.shape.cross
+        assert cross is not None
+        again = cross.cached and call.hidden.shape[2] > 0  # keys beside those that are stored
+        if again or call.hidden.shape[1] != subset.length or batch % kept:
+            raise UnsupportedModel(
+                f"the sequence began with {kept} prompts of {subset.length} visual tokens, and goes on with {batch} of "
+                f"{call.hidden.shape[1]}; later images and other batches need a new cache: pass past_key_values=None"
+            )
+        self.chosen[index] = repeat(subset, batch // kept)
+        return self.chosen[index]
+
+    def _cut(self, call: LayerCall, subset: Subset) -> LayerCall:
+        """Return the call on the keys that are left."""
+        mask = call.mask
+        assert mask is not None, "cross-attention layers that are pruned have a mask"
+        if self._mask is None or self._mask[0] is not mask or self._mask[1] is not subset:
+            cut = cut_mask(mask, None, subset.rows, mask.shape[-1])
+            self._mask = (mask, subset, cut if subset.valid is None else close(cut, subset.valid))
+        keys = self.memory.cut(call.hidden, subset) if call.hidden.shape[2] else call.hidden
+        return LayerCall(keys, self._mask[2], None, call.cache)
+
+    def leave(self, output: Any) -> Any:
+        """Nothing to write back: all rows ran."""
+        self.armed = False
+
+    def captured(self, which: str, output: Tensor) -> None:
+        """Take a projection's output, if a site wants it, and lay it out image by image."""
+        if not self.armed or self.capture is None or self.images is None:
+            return
+        states = self.view.projected(which, output.detach())
+        batch, images = states.shape[0], self.images.alive.shape[0] // states.shape[0]
+        if which == "queries":
+            self.capture.queries = states.repeat_interleave(images, 0)
+            return
+        subset = self.capture.subset
+        if subset is not None:
+            wide = states.new_zeros(batch, subset.length, states.shape[-1])
+            states = wide.view(-1, states.shape[-1]).index_copy(0, subset.flat, states.reshape(-1, states.shape[-1]))
+        self.capture.keys = states.reshape(batch * images, -1, states.shape[-1])
+        self.capture.subset, self.capture.mask = None, self.images.alive[:, None, None, :]
+
+    def finish(self, cache: Any, trace: Trace) -> None:
+        """Write the choice beside the cache of the sequence that begins, and whose images they are."""
+        assert self.images is not None and self.census is not None
+        if cache is not None:
+            setattr(cache, MARK, tuple(self.chosen))
+        batch = len(self.census.counts)
+        trace.image_rows = [row for row in range(batch) for _ in range(self.images.alive.shape[0] // batch)]
+        trace.grids = [self.adapter.grid] * len(trace.image_rows)
+
+    def widen(self, state: Tensor) -> Tensor:
+        """Every state has its full length."""
+        return state
+
+
+def _sums(counts: list[int], batch: int) -> list[int]:
+    """Sum the images of each prompt."""
+    size = len(counts) // batch
+    return [sum(counts[row * size : (row + 1) * size]) for row in range(batch)]
+
+
+def _by_prompt(record: Record, batch: int) -> Record:
+    """Turn a record of images into one of prompts, whose tokens are those of their images one after the other."""
+    return replace(
+        record,
+        input_index=list(range(batch)),
+        started=_sums(record.started, batch),
+        counts=_sums(record.counts, batch),
+        keep=record.keep.reshape(batch, -1),
+        raw_scores=None if record.raw_scores is None else record.raw_scores.reshape(batch, -1),
+        alive=record.alive.reshape(batch, -1),
+    )
