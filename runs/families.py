@@ -1,4 +1,4 @@
-"""Write `docs/families/`: for every family its stacks, where its FLOPs are, how low a budget can go and why. Generated numbers only.
+"""Write `docs/families/`: for every family its stacks, where its FLOPs are, how low a budget can go and why. Generated only.
 
 `python runs/families.py` builds each architecture at its true size without weights and counts; nothing is downloaded.
 """
@@ -18,7 +18,7 @@ OUT = Path(__file__).parents[1] / "docs" / "families"
 WORK = Workload(images=1, text=32, answer=3)
 CONNECTS = {
     "rows": "every patch passes the connector alone: patches that left the tower pass neither connector nor language model",
-    "grid": "the connector wants the whole grid: it runs in full, and visual tokens whose patches all left enter no language layer",
+    "grid": "the connector wants the whole grid: it runs in full, and visual tokens whose patches left enter no language layer",
     "keys": "queries of the connector look at the live patches; visual tokens are those queries and leave in the language model",
 }
 PAGE = """# {title}
@@ -76,14 +76,15 @@ def page(name: str) -> tuple[str, tuple[str, str, float, float, float]]:
     first = min((site.layer for site in default_sites(shape) if site.stack == "vision"), default=0)
     visual = 1 - (count(shape, Workload(0, WORK.text, WORK.answer)).total / spent.total)
     why = (
-        f"{visual:.0%} of the FLOPs depend on the image. What stays at the lowest budget: the {first} tower layers before the first "
-        f"site, the language layers before theirs, and the text's own {1 - visual:.0%}."
+        f"{visual:.0%} of the FLOPs depend on the image. What stays at the lowest budget: the {first} tower layers before the "
+        f"first site, the language layers before theirs, and the text's own {1 - visual:.0%}."
     )
     text = PAGE.format(
         title=name, kind=f"`{kind}`", name=name, hub=HUB[name], parameters=sum(p.numel() for p in model.parameters()) / 1e9,
         vision=shape.vision, language=shape.language, patches=shape.patches, visual=shape.visual, tower=shares["vision"],
         group=f", {shape.group} leave as one" if shape.group > 1 else "", bridge=shares["connector"], prefill=shares["prefill"],
-        decode=shares["decode"], connects=CONNECTS[adapter.connects].capitalize(), work=WORK, low_language=language, low_both=both,
+        decode=shares["decode"], connects=CONNECTS[adapter.connects].capitalize(), work=WORK, low_language=language,
+        low_both=both,
         mask="" if adapter.vision.maskable else " Tower layers take no mask: counts are the same for all images of a batch.",
         why=why, budget=max(0.6, round(both + 0.05, 2)),
     )  # fmt: skip

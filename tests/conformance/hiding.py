@@ -69,7 +69,7 @@ class Hiding:
         found, start = [], 0
         for row in range(rows):
             own = alive[start : start + len(whole[row])]
-            start += len(whole[row])
+            start += len(whole[row]) if row % self.copies == self.copies - 1 else 0
             found.append({number for number, value in enumerate(own.tolist()) if value > 0.4999})
         return found
 
@@ -134,6 +134,7 @@ class Hiding:
         self.seen += (args[0] if states is None else states).shape[1]
 
     extra: Any = None
+    copies = 1  # prompts in a row that share their images
 
     def leave_connector(self, module: Any, args: Any, output: Tensor) -> Tensor:
         """Tokens that left are nothing where features are mixed."""
