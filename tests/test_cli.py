@@ -58,9 +58,12 @@ def test_methods_and_models_are_all_listed(shell: Shell) -> None:
     code, out, _ = shell("models")
     assert code == 0
     assert all(name in out for name in [*atp.list_models(), "generic", "atp-mini-llava"])
-    rows = {line.split()[0]: line for line in out.splitlines() if line.strip()}
-    assert "vision, language, pixels:0" in rows["llava"] and "live patches" in rows["llava"] and "qwen2" in rows["llava"]
-    assert "vision" not in rows["generic"] and "language" in rows["generic"]
+    table = out[: out.index("Sites are")].splitlines()
+    rows = {line.split()[0]: number for number, line in enumerate(table) if line[:1].strip()}
+    llava, generic = (" ".join(table[rows[kind] : rows[kind] + 3]) for kind in ("llava", "generic"))
+    assert all(word in llava for word in ("vision", "language", "pixels", "live patches", "qwen2"))
+    assert "vision" not in generic and "language" in generic
+    assert "generic: checks itself first" in out
 
 
 def test_run_puts_both_side_by_side(shell: Shell, ask: list[str], tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from atp.plan import Site
 
 OUT = Path(__file__).parents[1] / "src/atp/models/atp-mini-llava/atp_calibration.json"
 FIRST, QUESTIONS = 900_000_000, 240
-BUDGETS = (0.4, 0.6, 0.8)
+BUDGETS = (0.45, 0.6, 0.8)
 SITES = tuple(map(Site.parse, ("vision:2", "language:2", "language:4")))  # chosen by zoo/tune.py
 BALANCE = 0.5
 OPTIONS: dict[str, float] = {}

@@ -21,6 +21,7 @@ from rich.text import Text
 
 import atp
 from atp.errors import AtpError, BadInput
+from atp.evals.harness import command
 
 if TYPE_CHECKING:
     from atp.compare import Comparison
@@ -116,14 +117,17 @@ def models() -> None:
     from atp.adapters import ADAPTERS, GENERIC, adapter_class
     from atp.loading import SHIPPED
 
-    table = _table("model type", "sites (any layer)", "connector takes", "towers", "language models", "limits")
+    table = _table("model type", "sites", "connector takes", "towers", "language models")
+    limits = []
     for kind in [*sorted(ADAPTERS), *GENERIC]:
         family = adapter_class(kind)
-        sites = [*family.stacks, *["pixels:0"] * family.resizable]
+        sites = [*family.stacks, *["pixels"] * family.resizable]
         tried = [", ".join(names) or "any" for names in (family.towers, family.texts)]
         takes = CONNECTS[family.connects] if "vision" in family.stacks else "-"
-        table.add_row(kind, ", ".join(sites), takes, *tried, "; ".join(family.limits) or "-")
+        table.add_row(kind, "\n".join(sites), takes, *(names.replace(", ", "\n") for names in tried))
+        limits += [f"{kind}: {limit}" for limit in family.limits]
     Console().print(table)
+    Console().print(Text("\n".join(["Sites are at any layer of vision and language, and at pixels:0.", *limits])), soft_wrap=True)
     Console().print(Text(f"{SHIPPED} (a llava) is shipped: atp run --image cat.png --question ..."), soft_wrap=True)
 
 
@@ -156,6 +160,10 @@ def demo(
     Console().print(table)
     written = write_page(answers, out, model)
     Console().print(Text(f"{totals(answers)}\nopen {written}"), soft_wrap=True)
+
+
+app.command("eval")(command.evaluate)
+app.command()(command.report)
 
 
 def _print_comparison(result: Comparison) -> None:

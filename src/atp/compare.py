@@ -12,6 +12,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from atp.adapters import adapt
 from atp.budget.cost import Workload
 from atp.engine import Run, prune
 from atp.errors import BadInput
@@ -114,7 +115,7 @@ def compare(
     inputs = _on_device(model, build_inputs(processor, [image], [question]))
     say("answering with all tokens")
     output, slow = _best(lambda: _generate(model, processor, inputs, max_new_tokens))
-    workload = _workload(processor, inputs, output)
+    workload = _workload(model, processor, inputs, output)
     say("answering with fewer tokens")
 
     def pruned() -> tuple[tuple[Run, Tensor], float]:
@@ -175,11 +176,12 @@ def _on_device(model: Any, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
     return {name: value.to(model.dtype) if value.is_floating_point() else value for name, value in moved.items()}
 
 
-def _workload(processor: Any, inputs: dict[str, Tensor], output: Tensor) -> Workload:
-    """Describe this very prompt, so that a plan solved for it meets the budget."""
+def _workload(model: Any, processor: Any, inputs: dict[str, Tensor], output: Tensor) -> Workload:
+    """Describe this very prompt, so that a plan solved for it meets the budget; a picture in tiles is several images."""
     length = inputs["input_ids"].shape[1]
     visual = int((inputs["input_ids"] == getattr(processor, "image_token_id", -1)).sum())
-    return Workload(images=1, text=length - visual, answer=max(1, output.shape[1] - length))
+    images = max(1, round(visual / adapt(model).shape.visual))
+    return Workload(images=images, text=length - visual, answer=max(1, output.shape[1] - length))
 
 
 def _decode(processor: Any, inputs: dict[str, Tensor], output: Tensor) -> str:
