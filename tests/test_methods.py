@@ -11,7 +11,6 @@ from torch import Tensor
 import tiny
 from atp.adapters import adapt
 from atp.errors import InvalidPlan
-from atp.methods import METHODS, list_methods
 from atp.methods.atp import ATP, received
 from atp.methods.base import relative, top
 from atp.methods.controls import Random, Uniform
@@ -47,28 +46,6 @@ def tokens(batch: int = 2, stack: str = "language", layer: int = 2, side: int = 
         "rows": {kind: some_rows(batch, 1 if kind in ("last", "class") else 5, count) for kind in RATERS},
     }
     return Tokens(**(fields | changes))  # type: ignore[arg-type]
-
-
-def pick(made: Tokens, row: slice) -> Tokens:
-    rows = {kind: Rows(one.values[row], one.valid[row], one.sees[row]) for kind, one in made.rows.items()}
-    carried = None if made.carried is None else made.carried[row]
-    return tokens(1, made.stack, made.layer, alive=made.alive[row], started=made.started[row], rows=rows, carried=carried)
-
-
-@pytest.mark.parametrize("name", list_methods())
-@pytest.mark.parametrize("stack", ["vision", "language"])
-def test_every_method_is_row_independent_and_describes_itself(name: str, stack: str) -> None:
-    method = METHODS.get(name)()
-    assert type(method).__doc__
-    assert "Cost:" in type(method).__doc__ or name in ("none", "random") or "Cost" in type(method).__doc__
-    made = tokens(3, stack)
-    made.alive[1, :50] = False
-    scores = method.score(made)
-    assert scores.shape == made.alive.shape
-    assert torch.isfinite(scores[made.alive]).all()
-    for row in range(3):
-        part = slice(row, row + 1)
-        torch.testing.assert_close(method.score(pick(made, part)), scores[part])
 
 
 def test_top_takes_the_highest_live_scores_and_breaks_ties_to_the_left() -> None:
@@ -166,3 +143,27 @@ def test_the_smaller_grid_and_its_places() -> None:
 def test_bad_options(options: dict[str, object], match: str) -> None:
     with pytest.raises(InvalidPlan, match=match):
         ATP(**options)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("coverage", [0.0, 0.3, 1.0])
+def test_atp_covers_the_image_with_a_share_of_what_stays(coverage: float) -> None:
+    made, counts = tokens(2), torch.tensor([40, 7])
+    scores = torch.rand(2, N)
+    keep = ATP(coverage=coverage).select(scores, made, counts)
+    assert keep.sum(1).tolist() == [40, 7]
+    spread = [int(40 * coverage), int(7 * coverage)]
+    best = top(scores, made.alive, counts - torch.tensor(spread))
+    assert bool((keep | ~best).all()), "the best scores stay"
+    if coverage == 0.0:
+        assert torch.equal(keep, top(scores, made.alive, counts))
+    if coverage == 1.0:
+        assert torch.equal(keep, Uniform().select(Uniform().score(made), made, counts))
+    if coverage == 0.3:
+        quarters = (keep & ~best)[0].view(2, SIDE // 2, 2, SIDE // 2).sum((1, 3))
+        assert quarters.min() >= 2, "every quarter of the image has some"
+
+
+@pytest.mark.parametrize("coverage", [-0.1, 1.5, True, "much"])
+def test_a_coverage_that_is_no_share(coverage: object) -> None:
+    with pytest.raises(InvalidPlan, match="coverage is a share in .0, 1., got"):
+        ATP(coverage=coverage)  # type: ignore[arg-type]

@@ -8,11 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property, reduce
+from functools import reduce
 from typing import Any
 
 import torch
 from torch import Tensor
+
+from atp.tracing import lazy
 
 RATERS = ("question", "last", "class", "visual")
 """Kinds of raters, see `Rows`."""
@@ -105,45 +107,45 @@ class Tokens:
     _text: Callable[[], Text] | None = field(default=None, repr=False)
     _joint: Callable[[], tuple[Tensor, Tensor]] | None = field(default=None, repr=False)
 
-    @cached_property
+    @lazy
     def hidden(self) -> Tensor:
         """Hidden states `[B, N, D]`, gathered on first use; tokens that are gone have their last state."""
         assert self._hidden is not None, "these tokens were made without hidden states"
         return self._hidden()
 
-    @cached_property
+    @lazy
     def likeness(self) -> Tensor:
         """Cosine similarity of the hidden states, `[B, N, N]` in float32, or float64 for double inputs."""
         wide = torch.promote_types(self.hidden.dtype, torch.float32)  # in bfloat16 most neighbours tie
         unit = torch.nn.functional.normalize(self.hidden.to(wide), dim=-1)
         return unit @ unit.transpose(1, 2)
 
-    @cached_property
+    @lazy
     def keys(self) -> Tensor:
         """Keys `[B, N, H, d]` of the layer before the site, as projected: no rotary phases, H heads of keys."""
         assert self._keys is not None, "these tokens were made without keys: name them in the method's `reads`"
         return self._keys()
 
-    @cached_property
+    @lazy
     def key_likeness(self) -> Tensor:
         """Cosine similarity of the keys' means over the heads, `[B, N, N]` in float32, or float64 for double inputs."""
         wide = torch.promote_types(self.keys.dtype, torch.float32)
         unit = torch.nn.functional.normalize(self.keys.to(wide).mean(2), dim=-1)
         return unit @ unit.transpose(1, 2)
 
-    @cached_property
+    @lazy
     def embeddings(self) -> Tensor:
         """The tokens as they entered the stack's layer 0, `[B, N, D]`."""
         assert self._embeddings is not None, "these tokens were made without embeddings: name them in the method's `reads`"
         return self._embeddings()
 
-    @cached_property
+    @lazy
     def text(self) -> Text:
         """The text tokens of the prompts; there are none in a tower."""
         assert self._text is not None, "these tokens were made without text: name it in the method's `reads`"
         return self._text()
 
-    @cached_property
+    @lazy
     def joint(self) -> tuple[Tensor, Tensor] | None:
         """Patches `[B, N, E]` and question `[B, E]` in the space of a text encoder that matches the tower; None = no such one."""
         return None if self._joint is None else self._joint()
@@ -176,12 +178,12 @@ class Record:
     alive: Tensor = field(repr=False)
     seconds: float = 0.0
 
-    @cached_property
+    @lazy
     def kept(self) -> list[Tensor]:
         """Per row the sorted original indices of the tokens kept, int64 on the CPU."""
         return [row.nonzero().flatten() for row in self.keep.cpu()]
 
-    @cached_property
+    @lazy
     def scores(self) -> list[Tensor] | None:
         """Per row the scores of the tokens alive before, in their order, on the CPU."""
         if self.raw_scores is None:

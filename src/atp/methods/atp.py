@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from atp.errors import InvalidPlan
-from atp.methods.base import Method, checked, register, relative
-from atp.tokens import Rows, Tokens
+from atp.methods.base import Method, checked, even, received, register, relative, top
+from atp.tokens import Tokens
 
 INTRA = ("received", "carried", "none")
 
@@ -31,20 +31,24 @@ class ATP(Method):
         alpha: share of inter-modal saliency, in [0, 1].
         intra: `received` = attention from sampled visual tokens of the layer before the site; `carried` = the tower's last
             scores (falls back to received where the tower scored nothing); `none` = inter-modal only, as `alpha=1`.
+        coverage: share of what stays that is spread evenly over the image instead of chosen by score, in [0, 1]. With none,
+            plain backgrounds vanish wholly, which costs more answers than a few patches of objects (dev/LOG.md).
 
     Cost: 2 x raters x keys x heads x head_dim FLOPs a site; raters = 1 or 32 in the tower, question (at most 64) + 32 after it.
     """
 
     alpha: float = 0.5
     intra: str = "received"
+    coverage: float = 0.5
 
     needs: ClassVar[Mapping[str, tuple[str, ...]]] = {"vision": ("class",), "language": ("question", "visual")}
     paper: ClassVar[str] = "Li, Song, Hu, Efficient Vision-Language Reasoning via Adaptive Token Pruning, 2025"
     url: ClassVar[str] = "https://arxiv.org/abs/2512.12701"
 
     def __post_init__(self) -> None:
-        if isinstance(self.alpha, bool) or not isinstance(self.alpha, (int, float)) or not 0.0 <= self.alpha <= 1.0:
-            raise InvalidPlan(f"alpha is a share in [0, 1], got {self.alpha!r}; e.g. alpha=0.5")
+        for name, value, usual in (("alpha", self.alpha, 0.5), ("coverage", self.coverage, 0.5)):
+            if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0.0 <= value <= 1.0:
+                raise InvalidPlan(f"{name} is a share in [0, 1], got {value!r}; e.g. {name}={usual}")
         checked("intra", self.intra, INTRA)
 
     def raters(self, stack: str) -> tuple[str, ...]:
@@ -62,6 +66,12 @@ class ATP(Method):
             return inter
         return self.alpha * inter + (1 - self.alpha) * self.saliency(tokens)
 
+    def select(self, scores: Tensor, tokens: Tokens, counts: Tensor) -> Tensor:
+        """Return the highest scores, and an even spread of the others."""
+        spread = (counts * self.coverage).to(counts.dtype)
+        salient = top(scores, tokens.alive, counts - spread)
+        return salient | top(even(tokens), tokens.alive & ~salient, spread)
+
     def saliency(self, tokens: Tokens) -> Tensor:
         """Return intra-modal saliency `[B, N]`, mean 1."""
         if tokens.stack == "vision" and "class" in tokens.rows:
@@ -70,18 +80,3 @@ class ATP(Method):
             known = tokens.carried.isfinite()
             return relative(torch.where(known, tokens.carried, 1.0).to(torch.float32), tokens.alive)
         return relative(received(tokens.rows["visual"]), tokens.alive)
-
-
-def received(rows: Rows) -> Tensor:
-    """Attention that tokens receive from visual raters, `[B, N]`.
-
-    Each rater's row is divided by its mean over the tokens it sees, and each token averages over the raters that see it: a
-    causal mask then favours neither early nor late tokens. A token that no rater sees counts as average.
-    """
-    sees = rows.sees & rows.valid.unsqueeze(-1)
-    weight = sees.to(rows.values.dtype)
-    values = rows.values * weight
-    mean = values.sum(2, keepdim=True) / weight.sum(2, keepdim=True).clamp(min=1)
-    share = values / mean.clamp(min=torch.finfo(values.dtype).tiny)
-    seen = weight.sum(1)
-    return torch.where(seen > 0, share.sum(1) / seen.clamp(min=1), 1.0)

@@ -15,9 +15,35 @@ from atp.budget.shape import ModelShape
 from atp.errors import InvalidPlan, UnknownMethod
 from atp.plan import Site
 from atp.registry import Registry
-from atp.tokens import Tokens
+from atp.tokens import Rows, Tokens
+from atp.tracing import refuse_loops, traced
 
 NOTHING: Mapping[str, tuple[str, ...]] = MappingProxyType({})
+
+
+@dataclass(frozen=True)
+class Work:
+    """Sizes of one input at one site, to count the FLOPs of choosing with.
+
+    Attributes:
+        stack: "vision" or "language".
+        tokens: N, the tokens that the stack started with.
+        alive, kept: how many are left before the site, and after it.
+        hidden: width D of the residual stream.
+        head_dim, key_heads: d and H of the keys.
+        text: M text tokens.
+        raters: R rows computed.
+    """
+
+    stack: str
+    tokens: int
+    alive: int
+    kept: int
+    hidden: int
+    head_dim: int = 0
+    key_heads: int = 0
+    text: int = 0
+    raters: int = 0
 
 
 @dataclass(frozen=True)
@@ -27,13 +53,23 @@ class Method(ABC):
     Attributes:
         needs: kinds of raters (see `atp.tokens.Rows`) by stack. A stack that is named cannot be pruned at layer 0, for the
             rows come from the layer before the site. `class` means `visual` on a tower without class token.
+        reads: lazy parts of `Tokens` that the method uses (see `atp.tokens.READS`) by stack. Keys come from the layer before.
         stacks: where the method can prune.
+        kinds: kinds of tokens that it can make leave.
+        fuses: whether what leaves is merged into what stays; `fuse` is then called at every site where tokens leave.
+        carries: whether the method scores the tower's last states although nothing leaves there, to have `Tokens.carried`.
+        trained: whether it needs weights of its own.
         paper: who thought of it; url: where to read it.
     """
 
     name: ClassVar[str] = ""
     needs: ClassVar[Mapping[str, tuple[str, ...]]] = NOTHING
+    reads: ClassVar[Mapping[str, tuple[str, ...]]] = NOTHING
     stacks: ClassVar[tuple[str, ...]] = ("vision", "language")
+    kinds: ClassVar[tuple[str, ...]] = ("visual",)
+    fuses: ClassVar[bool] = False
+    carries: ClassVar[bool] = False
+    trained: ClassVar[bool] = False
     paper: ClassVar[str] = ""
     url: ClassVar[str] = ""
 
@@ -53,12 +89,46 @@ class Method(ABC):
         """Return `[B, N]` bool: the `counts` `[B]` live tokens of each row that stay. Here: the highest scores."""
         return top(scores, tokens.alive, counts)
 
+    def count(self, scores: Tensor, tokens: Tokens, threshold: float) -> Tensor | None:
+        """Return how many tokens `[B]` each row of an adaptive step would keep, where the method has a rule of its own.
+
+        None = as many as reach `threshold` times the mean score. The step's floor and ceiling hold in either case.
+        """
+        return None
+
+    def fuse(self, hidden: Tensor, keep: Tensor, scores: Tensor, tokens: Tokens) -> Tensor:
+        """Return `[B, N, D]`, the states at the site once tokens have left; only those of `keep` are read."""
+        return hidden
+
+    def sizes(self, keep: Tensor, scores: Tensor, tokens: Tokens) -> Tensor | None:
+        """Return `[B, N]`, how many tokens each survivor stands for after `fuse`; None = as before."""
+        return None
+
+    def flops(self, work: Work) -> float:
+        """Return the FLOPs of the matrix products of score, select and fuse for one input, besides the rows themselves."""
+        return 0.0
+
 
 def top(scores: Tensor, alive: Tensor, counts: Tensor) -> Tensor:
     """Mark the `counts` `[B]` highest live scores of each row of `[B, N]`; ties go to the earlier token."""
     order = scores.masked_fill(~alive, -torch.inf).sort(dim=1, descending=True, stable=True).indices
     rank = torch.arange(scores.shape[1], device=scores.device).expand_as(order)
     return torch.zeros_like(alive).scatter(1, order, rank < counts.unsqueeze(1)) & alive
+
+
+def even(tokens: Tokens) -> Tensor:
+    """Return `[B, N]` scores of which the highest k, for any k, are spread evenly over each image.
+
+    The order is that of the ordered-dither (Bayer) matrix; a token that is no patch comes first.
+    """
+    row, column = tokens.position.unbind(-1)
+    order = torch.zeros_like(row)
+    bits = max(max(tokens.grid) - 1, 1).bit_length()
+    for bit in range(bits):  # the lowest bit of the place is the highest of the rank
+        x, y = (column >> bit) & 1, (row >> bit) & 1
+        order = order * 4 + 2 * (x ^ y) + y
+    order = order.masked_fill(row < 0, -1)
+    return (1.0 / (2.0 + order.to(torch.float32))).expand_as(tokens.alive)
 
 
 METHODS: Registry[Method] = Registry("method", UnknownMethod, "atp.methods")
@@ -85,3 +155,50 @@ def checked(option: str, value: object, allowed: Sequence[object]) -> None:
     """
     if value not in allowed:
         raise InvalidPlan(f"{option} is one of {', '.join(map(repr, allowed))}, got {value!r}; e.g. {option}={allowed[0]!r}")
+
+
+def received(rows: Rows) -> Tensor:
+    """Attention that tokens receive from visual raters, `[B, N]`.
+
+    Each rater's row is divided by its mean over the tokens it sees, and each token averages over the raters that see it: a
+    causal mask then favours neither early nor late tokens. A token that no rater sees counts as average.
+    """
+    sees = rows.sees & rows.valid.unsqueeze(-1)
+    weight = sees.to(rows.values.dtype)
+    values = rows.values * weight
+    mean = values.sum(2, keepdim=True) / weight.sum(2, keepdim=True).clamp(min=1)
+    share = values / mean.clamp(min=torch.finfo(values.dtype).tiny)
+    seen = weight.sum(1)
+    return torch.where(seen > 0, share.sum(1) / seen.clamp(min=1), 1.0)
+
+
+def class_attention(tokens: Tokens) -> Tensor:
+    """Attention of the class token, `[B, N]`; in a tower without one, what tokens receive from sampled patches, mean 1."""
+    return tokens.rows["class"].mean() if "class" in tokens.rows else received(tokens.rows["visual"])
+
+
+def tower_end(shape: ModelShape) -> tuple[Site, ...]:
+    """The input of the tower's last layer: what LLaVA takes its features from, and the last site a tower has."""
+    return (Site("vision", max(1, shape.vision.layers - 1)),)
+
+
+def rank(marked: Tensor) -> Tensor:
+    """Number the marked places of each row of `[B, N]` from 0, in order; what stands elsewhere means nothing."""
+    return marked.cumsum(1) - 1
+
+
+def earliest(values: Tensor, free: Tensor) -> Tensor:
+    """Return `[B, 1]`, the first free place of each row whose value is the highest up to rounding.
+
+    Equal tokens get values that differ in the last bits, by the batch they are in; this must not choose between them.
+    """
+    best = values.masked_fill(~free, -torch.inf).amax(1, keepdim=True)
+    slack = torch.where(best.isfinite(), 64 * torch.finfo(values.dtype).eps * best.abs(), 0.0)
+    return ((values >= best - slack) & free).to(torch.uint8).argmax(1, keepdim=True)
+
+
+def largest(counts: Tensor) -> int:
+    """The most that any row keeps, on the host: how often a greedy loop runs. The one device sync of such a method."""
+    if traced():
+        refuse_loops()
+    return int(counts.max()) if counts.numel() else 0

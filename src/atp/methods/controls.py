@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from atp.budget.shape import ModelShape
-from atp.methods.base import Method, register
+from atp.methods.base import Method, even, register
 from atp.plan import Site
 from atp.tokens import Tokens
 
@@ -57,13 +57,5 @@ class Uniform(Method):
     """
 
     def score(self, tokens: Tokens) -> Tensor:
-        """Return minus the dither rank."""
-        row, column = tokens.position.unbind(-1)
-        rank = torch.zeros_like(row)
-        bits = max(max(tokens.grid) - 1, 1).bit_length()
-        for bit in range(bits):  # the lowest bit of the place is the highest of the rank
-            x, y = (column >> bit) & 1, (row >> bit) & 1
-            rank = rank * 4 + 2 * (x ^ y) + y
-        rank = rank.masked_fill(row < 0, -1)
-        score = 1.0 / (2.0 + rank.to(torch.float32))
-        return score.expand_as(tokens.alive)
+        """Return the reciprocal of the dither rank."""
+        return even(tokens)

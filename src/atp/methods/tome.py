@@ -1,0 +1,92 @@
+"""ToMe: merge the most similar patches pair by pair. Knows tensors, nothing of models."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from atp.budget.shape import ModelShape
+from atp.methods.base import Method, Work, rank, register, top
+from atp.plan import Site
+from atp.tokens import Tokens
+
+
+@register("tome")
+@dataclass(frozen=True)
+class ToMe(Method):
+    """Split the patches into two alternating sets and merge the most similar pairs across them, at every layer of the tower.
+
+    Similarity is the cosine of the keys, averaged over the heads; a merged token is the mean of all patches it stands for.
+
+    Differences from the authors' code: tokens merge between two layers, not between attention and MLP; the survivor stays at
+    its place, so the raster order holds; a site that must lose more than half merges in several rounds; no log-size bias
+    in the attention (as the authors for MAE towers). A patch's parity counts the class token before it, also where there is none.
+    Cost: 2 x N x N x head_dim FLOPs an image and site.
+    """
+
+    reads: ClassVar[Mapping[str, tuple[str, ...]]] = {"vision": ("keys",)}
+    stacks: ClassVar[tuple[str, ...]] = ("vision",)
+    fuses: ClassVar[bool] = True
+    paper: ClassVar[str] = "Bolya et al., Token Merging: Your ViT But Faster, ICLR 2023"
+    url: ClassVar[str] = "https://arxiv.org/abs/2210.09461"
+
+    def default_sites(self, shape: ModelShape) -> tuple[Site, ...]:
+        """Return all layers of the tower but the first."""
+        return tuple(Site("vision", layer) for layer in range(1, shape.vision.layers))
+
+    def score(self, tokens: Tokens) -> Tensor:
+        """Return the distance to the most similar live patch of the other set, at least 0."""
+        odd = tokens.alive & (rank(tokens.alive) % 2 == 1)
+        across = odd.unsqueeze(2) != odd.unsqueeze(1)
+        best = tokens.key_likeness.masked_fill(~across | ~tokens.alive.unsqueeze(1), -1.0).amax(2)
+        return (1 - best).clamp(min=0)
+
+    def select(self, scores: Tensor, tokens: Tokens, counts: Tensor) -> Tensor:
+        """Return the tokens that are left after merging down to the counts."""
+        return match(tokens.key_likeness, tokens.alive, counts)[0]
+
+    def fuse(self, hidden: Tensor, keep: Tensor, scores: Tensor, tokens: Tokens) -> Tensor:
+        """Average every group, weighted by sizes."""
+        into, weight = self.groups(keep, tokens)
+        heavy = hidden * weight.to(hidden.dtype).unsqueeze(-1)
+        total = torch.zeros_like(hidden).scatter_add(1, into.unsqueeze(-1).expand_as(hidden), heavy)
+        grown = torch.zeros_like(weight).scatter_add(1, into, weight)
+        return torch.where(keep.unsqueeze(-1), total / grown.clamp(min=1).to(hidden.dtype).unsqueeze(-1), hidden)
+
+    def sizes(self, keep: Tensor, scores: Tensor, tokens: Tokens) -> Tensor:
+        """Return how many patches each survivor stands for."""
+        into, weight = self.groups(keep, tokens)
+        return torch.zeros_like(weight).scatter_add(1, into, weight)
+
+    def groups(self, keep: Tensor, tokens: Tokens) -> tuple[Tensor, Tensor]:
+        """Return for each token `[B, N]` the survivor it belongs to, and its size (0 where dead)."""
+        _, into = match(tokens.key_likeness, tokens.alive, keep.sum(1))
+        size = torch.ones_like(tokens.key_likeness[..., 0]) if tokens.sizes is None else tokens.sizes
+        return into, size.masked_fill(~tokens.alive, 0.0)
+
+    def flops(self, work: Work) -> float:
+        """Return those of the similarity of keys."""
+        return 2.0 * work.tokens**2 * work.head_dim
+
+
+def match(likeness: Tensor, alive: Tensor, counts: Tensor) -> tuple[Tensor, Tensor]:
+    """Merge pairs until each row has `counts` `[B]` tokens.
+
+    In a round the tokens of odd rank each find the most similar one of even rank; the most similar pairs merge into the latter.
+
+    Returns:
+        survivors `[B, N]` bool, and for each token `[B, N]` the survivor that it went into.
+    """
+    place = torch.arange(alive.shape[1], device=alive.device)
+    into, now = place.expand_as(alive), alive
+    while int((now.sum(1) - counts).amax()) > 0:
+        odd = now & (rank(now) % 2 == 1)
+        best, partner = likeness.masked_fill(~(now & ~odd).unsqueeze(1), -2.0).max(2)
+        gone = top(best, odd, (now.sum(1) - counts).clamp(min=0))
+        into = torch.where(gone, partner, place).gather(1, into)
+        now = now & ~gone
+    return now, into
