@@ -46,7 +46,7 @@ PLUGINS = [p for p in FILES if p.parent.name in ("adapters", "methods") and p.st
 def test_core_and_package() -> None:
     core = [p for p in FILES if p.relative_to(ROOT).parts[0] in CORE or (p.parent == ROOT and p.stem in CORE_MODULES)]
     assert sum(code(p) for p in core if p not in PLUGINS) <= 4200  # 3,500 until cross-attention and any-resolution images came
-    assert sum(code(p) for p in FILES if p not in PLUGINS) <= 10_000  # 7,000 until tasks, metrics and corruptions came
+    assert sum(code(p) for p in FILES if p not in PLUGINS) <= 12_000  # 7,000 until tasks, corruptions, harness and bench came
 
 
 @pytest.mark.parametrize("path", PLUGINS, ids=lambda p: str(p.relative_to(ROOT)))

@@ -89,10 +89,12 @@ class CrossView(StackView):
 
     Attributes:
         places: the language layer at whose input each of `layers` stands; sites are counted in those.
+        cached: whether keys are projected with the prompt only, and stored.
         lone: whether a prompt none of whose rows may look at an image looks at all of them nevertheless.
     """
 
     places: tuple[int, ...]
+    cached: bool = False
     lone: bool = False
 
     @abstractmethod

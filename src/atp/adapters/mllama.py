@@ -88,7 +88,7 @@ class Mllama(Scattered):
 class Crossing(CrossView, Stack):
     """The layers of the language model that are cross-attention layers."""
 
-    name, causal, prefix, attention, lone = "language", False, 0, "cross_attn", True
+    name, causal, prefix, attention, cached, lone = "language", False, 0, "cross_attn", True, True
 
     def __init__(self, config: Any, layers: Any, cross: CrossShape) -> None:
         Stack.__init__(self, config, [layers[place] for place in cross.places], cross.stack)

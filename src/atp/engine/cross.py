@@ -141,7 +141,11 @@ class CrossPass:
         self.armed = watched and self.images is not None
         if self.armed:
             self.capture = CrossCapture(self.subset, None, None, None)
-        return None if self.subset is None else self.view.write(args, kwargs, self._cut(call, self.subset))
+        if self.subset is not None:
+            return self.view.write(args, kwargs, self._cut(call, self.subset))
+        if self.view.cached or not call.hidden.is_inference():
+            return None
+        return self.view.write(args, kwargs, replace(call, hidden=self.memory.cut(call.hidden, None)))
 
     def _start(self, prompt: Prompt, call: LayerCall, sees: Tensor) -> None:
         """Take the census: which key is looked at by whom, image by image; one device sync."""
@@ -224,9 +228,7 @@ class CrossPass:
         if subset is None:
             return None
         batch, kept = call.hidden.shape[0], subset.rows.shape[0]
-        cross = self.adapter.shape.cross
-        assert cross is not None
-        again = cross.cached and call.hidden.shape[2] > 0  # keys beside those that are stored
+        again = self.view.cached and call.hidden.shape[2] > 0  # keys beside those that are stored
         if again or call.hidden.shape[1] != subset.length or batch % kept:
             raise UnsupportedModel(
                 f"the sequence began with {kept} prompts of {subset.length} visual tokens, and goes on with {batch} of "
