@@ -32,7 +32,10 @@ ARCHITECTURES: dict[str, dict[str, Any]] = {
     "llava-next-mistral-7b": {
         "model_type": "llava_next",
         "vision_config": {"model_type": "clip_vision_model", **_CLIP_L},
-        "text_config": {"model_type": "mistral", "vocab_size": 32064, "intermediate_size": 14336, "num_key_value_heads": 8, "sliding_window": None},
+        "text_config": {
+            "model_type": "mistral", "vocab_size": 32064, "intermediate_size": 14336, "num_key_value_heads": 8,
+            "sliding_window": None,
+        },
     },
     "llava-onevision-0.5b": {
         "model_type": "llava_onevision",
@@ -60,7 +63,7 @@ ARCHITECTURES: dict[str, dict[str, Any]] = {
             "model_type": "llama", "hidden_size": 576, "intermediate_size": 1536, "num_hidden_layers": 30,
             "num_attention_heads": 9, "num_key_value_heads": 3, "vocab_size": 49280,
         },
-        "scale_factor": 4,
+        "scale_factor": 4, "image_token_id": 49190,
     },
     "smolvlm-2.2b": {
         "model_type": "smolvlm",
@@ -69,7 +72,7 @@ ARCHITECTURES: dict[str, dict[str, Any]] = {
             "model_type": "llama", "hidden_size": 2048, "intermediate_size": 8192, "num_hidden_layers": 24,
             "num_attention_heads": 32, "num_key_value_heads": 32, "vocab_size": 49280,
         },
-        "scale_factor": 3,
+        "scale_factor": 3, "image_token_id": 49153,
     },
     "paligemma-3b-224": {
         "model_type": "paligemma",
@@ -121,6 +124,48 @@ ARCHITECTURES: dict[str, dict[str, Any]] = {
         "text_config": {"model_type": "llama", "vocab_size": 32001},
         "image_token_index": 32000,
     },
+    "vip-llava-7b": {
+        "model_type": "vipllava", "vision_config": {"model_type": "clip_vision_model", **_CLIP_L}, "text_config": _VICUNA,
+    },
+    "idefics2-8b": {
+        "model_type": "idefics2",
+        "vision_config": {"model_type": "idefics2_vision", **_SO400M, "image_size": 980},
+        "text_config": {
+            "model_type": "mistral", "vocab_size": 32003, "intermediate_size": 14336, "num_key_value_heads": 8,
+            "sliding_window": None,
+        },
+    },
+    "idefics3-8b": {
+        "model_type": "idefics3",
+        "vision_config": {"model_type": "idefics3_vision", **_SO400M, "image_size": 364},
+        "text_config": {
+            "model_type": "llama", "vocab_size": 128259, "intermediate_size": 14336, "num_key_value_heads": 8,
+        },
+        "scale_factor": 2,
+    },
+    "mistral-small-3.1-24b": {
+        "model_type": "mistral3",
+        "vision_config": {
+            "model_type": "pixtral", "hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 24,
+            "num_attention_heads": 16, "image_size": 1540, "patch_size": 14,
+        },
+        "text_config": {
+            "model_type": "mistral", "hidden_size": 5120, "intermediate_size": 32768, "num_hidden_layers": 40,
+            "num_attention_heads": 32, "num_key_value_heads": 8, "head_dim": 128, "vocab_size": 131072, "sliding_window": None,
+        },
+        "spatial_merge_size": 2,
+    },
+    "qwen3-vl-8b": {
+        "model_type": "qwen3_vl",
+        "vision_config": {
+            "depth": 27, "hidden_size": 1152, "intermediate_size": 4304, "num_heads": 16, "patch_size": 16,
+            "out_hidden_size": 4096, "deepstack_visual_indexes": [8, 16, 24],
+        },
+        "text_config": {
+            "model_type": "qwen3_vl_text", "hidden_size": 4096, "intermediate_size": 12288, "num_hidden_layers": 36,
+            "num_attention_heads": 32, "num_key_value_heads": 8, "head_dim": 128, "vocab_size": 151936,
+        },
+    },
     "idefics-9b": {"model_type": "idefics", "use_resampler": True, "cross_layer_interval": 4, "qk_layer_norms": True},
     "llama-3.2-11b-vision": {"model_type": "mllama"},
 }  # fmt: skip
@@ -140,6 +185,11 @@ HUB = {
     "qwen2.5-vl-7b": "Qwen/Qwen2.5-VL-7B-Instruct",
     "blip2-opt-2.7b": "Salesforce/blip2-opt-2.7b",
     "instructblip-vicuna-7b": "Salesforce/instructblip-vicuna-7b",
+    "vip-llava-7b": "llava-hf/vip-llava-7b-hf",
+    "idefics2-8b": "HuggingFaceM4/idefics2-8b",
+    "idefics3-8b": "HuggingFaceM4/Idefics3-8B-Llama3",
+    "mistral-small-3.1-24b": "mistralai/Mistral-Small-3.1-24B-Instruct-2503",
+    "qwen3-vl-8b": "Qwen/Qwen3-VL-8B-Instruct",
     "idefics-9b": "HuggingFaceM4/idefics-9b-instruct",
     "llama-3.2-11b-vision": "meta-llama/Llama-3.2-11B-Vision-Instruct",
 }
