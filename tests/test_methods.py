@@ -147,8 +147,10 @@ def test_bad_options(options: dict[str, object], match: str) -> None:
 
 @pytest.mark.parametrize("coverage", [0.0, 0.3, 1.0])
 def test_atp_covers_the_image_with_a_share_of_what_stays(coverage: float) -> None:
-    made, counts = tokens(2), torch.tensor([40, 7])
+    made, counts = tokens(2, "vision"), torch.tensor([40, 7])
     scores = torch.rand(2, N)
+    asked = tokens(2, "language")
+    assert torch.equal(ATP(coverage=coverage).select(scores, asked, counts), top(scores, asked.alive, counts))
     keep = ATP(coverage=coverage).select(scores, made, counts)
     assert keep.sum(1).tolist() == [40, 7]
     spread = [int(40 * coverage), int(7 * coverage)]

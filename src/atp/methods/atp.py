@@ -31,8 +31,8 @@ class ATP(Method):
         alpha: share of inter-modal saliency, in [0, 1].
         intra: `received` = attention from sampled visual tokens of the layer before the site; `carried` = the tower's last
             scores (falls back to received where the tower scored nothing); `none` = inter-modal only, as `alpha=1`.
-        coverage: share of what stays that is spread evenly over the image instead of chosen by score, in [0, 1]. With none,
-            plain backgrounds vanish wholly, which costs more answers than a few patches of objects (dev/LOG.md).
+        coverage: share of what stays in the tower that is spread evenly over the image instead of chosen by score, in [0, 1]. The
+            tower has not seen the question, and with none plain backgrounds vanish wholly, which costs answers (dev/LOG.md).
 
     Cost: 2 x raters x keys x heads x head_dim FLOPs a site; raters = 1 or 32 in the tower, question (at most 64) + 32 after it.
     """
@@ -67,7 +67,9 @@ class ATP(Method):
         return self.alpha * inter + (1 - self.alpha) * self.saliency(tokens)
 
     def select(self, scores: Tensor, tokens: Tokens, counts: Tensor) -> Tensor:
-        """Return the highest scores, and an even spread of the others."""
+        """Return the highest scores; in the tower, also an even spread of the others."""
+        if tokens.stack != "vision":
+            return top(scores, tokens.alive, counts)
         spread = (counts * self.coverage).to(counts.dtype)
         salient = top(scores, tokens.alive, counts - spread)
         return salient | top(even(tokens), tokens.alive & ~salient, spread)
