@@ -13,7 +13,7 @@ from torch import Tensor
 import reference
 import tiny
 from atp import rows
-from atp.engine import choice, prune
+from atp.engine import attention, prune
 from atp.methods import Method
 from atp.methods.base import METHODS
 from atp.plan import Plan, Site, Step
@@ -156,4 +156,4 @@ def test_a_second_image_is_rated_against_everything_cached(probe: Any) -> None:
 def test_the_engine_and_the_cost_model_agree_on_raters() -> None:
     from atp.budget import cost
 
-    assert choice.VISUAL_RATERS == cost.VISUAL_RATERS
+    assert attention.VISUAL_RATERS == cost.VISUAL_RATERS

@@ -17,6 +17,7 @@ from transformers import (
     SiglipVisionConfig,
 )
 
+from atp.methods import METHODS
 from atp.plan import Plan, Site, Step
 
 IMAGE, PAD, VOCAB, SIDE = 3, 0, 64, 4
@@ -142,4 +143,5 @@ def plan(method: str, adaptive: bool = False, keep: float | None = None) -> Plan
             (Site("language", 1), 0.4, bar(0.8)),
             (Site("language", 3), 0.2, bar(1.1)),
         ]
+        steps = [step for step in steps if step[0].stack in METHODS.get(method).stacks]
     return Plan(method, tuple(Step(site, keep if keep is not None else share, threshold) for site, share, threshold in steps))

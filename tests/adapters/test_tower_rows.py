@@ -11,7 +11,7 @@ from torch import Tensor
 from atp.adapters import adapt
 from atp.adapters.base import Images
 from atp.engine import prune
-from atp.engine.choice import VISUAL_RATERS
+from atp.engine.attention import VISUAL_RATERS
 from atp.methods.base import METHODS
 from atp.plan import Plan, Site, Step
 from families import FAMILIES

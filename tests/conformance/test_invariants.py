@@ -7,14 +7,16 @@ import torch
 
 import invariants
 import tiny
-from atp.methods import list_methods
+from atp.methods import METHODS
 
-PRUNING = [name for name in list_methods() if name != "none"]
+METHOD_NAMES = [name for name in METHODS.names() if not METHODS.get(name).trained]
+PRUNING = [name for name in METHOD_NAMES if name != "none"]
+HIDING = [name for name in PRUNING if name != "resize" and not METHODS.get(name).fuses]  # merged states: test_fusing.py
 IMAGES = (1, 2, 1)
 
 
 @pytest.mark.parametrize("kind", tiny.KINDS)
-@pytest.mark.parametrize("method", [name for name in PRUNING if name != "resize"])
+@pytest.mark.parametrize("method", HIDING)
 @pytest.mark.parametrize(("adaptive", "side"), [(False, "left"), (False, "right"), (True, "left"), (True, "right")])
 def test_pruned_equals_the_masked_reference(kind: str, method: str, adaptive: bool, side: str) -> None:
     model = tiny.model(kind)
@@ -23,7 +25,7 @@ def test_pruned_equals_the_masked_reference(kind: str, method: str, adaptive: bo
 
 
 @pytest.mark.parametrize("kind", tiny.KINDS)
-@pytest.mark.parametrize("method", list_methods())
+@pytest.mark.parametrize("method", METHOD_NAMES)
 def test_keep_all_is_bit_identical(kind: str, method: str) -> None:
     model = tiny.model(kind)
     plan = tiny.plan(method, keep=1.0)
@@ -76,7 +78,7 @@ def test_counted_flops_know_a_pooling_head(method: str) -> None:
     invariants.counted_flops_are_true(model, tiny.prompts(model, (12,)), tiny.plan(method))
 
 
-@pytest.mark.parametrize("method", list_methods())
+@pytest.mark.parametrize("method", METHOD_NAMES)
 @pytest.mark.parametrize("fail", [False, True])
 def test_nothing_is_left_behind(method: str, fail: bool) -> None:
     model = tiny.model()

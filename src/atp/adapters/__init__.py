@@ -83,6 +83,7 @@ def adapt(model: Any, name: str | None = None) -> Adapter:
             version outside the tested range.
     """
     check_version()
+    model = model.get_base_model() if hasattr(model, "get_base_model") else model  # PEFT puts its layers inside
     config = getattr(model, "config", None)
     kind = getattr(config, "model_type", None)
     if kind is None:

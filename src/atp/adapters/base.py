@@ -120,6 +120,7 @@ class Adapter(ABC):
         limits: what cannot be pruned, or not as elsewhere, in a few words each.
         checks: whether the engine compares the first call with the unhooked model, because nobody has tried this family.
         resizable: whether the tower takes smaller images (`resize`).
+        graphs: whether a call can be traced into one graph (tried); elsewhere sizes of images are read on the host.
         tiles: images of the tower that a typical image is cut into; what a plan is solved for unless told otherwise.
         connects: what patches are to the connector. `rows`: each passes alone, so dead ones stay out; `grid`: it wants all;
             `keys`: they are looked at by queries of its own, so dead ones are no keys and visual tokens stand for no patch.
@@ -136,6 +137,7 @@ class Adapter(ABC):
     checks: ClassVar[bool] = False
     resizable: ClassVar[bool] = False
     tiles: ClassVar[int] = 1
+    graphs: ClassVar[bool] = False
     connects: ClassVar[str] = "grid"
 
     model: nn.Module
@@ -154,6 +156,13 @@ class Adapter(ABC):
     def views(self) -> tuple[StackView, ...]:
         """The stacks that can be pruned."""
         return tuple(getattr(self, stack) for stack in self.stacks)
+
+    def check(self) -> None:  # noqa: B027  # most need none
+        """Refuse a model that was made unfit since it was adapted; called before each call of the base model.
+
+        Raises:
+            UnsupportedModel: attention whose masks cannot be cut.
+        """
 
     @abstractmethod
     def prompt(self, args: Args, kwargs: Kwargs, candidates: int) -> Prompt | None:

@@ -37,6 +37,7 @@ class PaliGemma(Scattered):
     """`PaliGemmaForConditionalGeneration`, also PaliGemma 2."""
 
     model_types: ClassVar[tuple[str, ...]] = ("paligemma",)
+    graphs: ClassVar[bool] = True
     towers: ClassVar[tuple[str, ...]] = ("siglip_vision_model",)
     texts: ClassVar[tuple[str, ...]] = ("gemma", "gemma2")
     resizable: ClassVar[bool] = True
@@ -70,6 +71,7 @@ class Gemma3(PaliGemma):
     """`Gemma3ForConditionalGeneration`. A token is the square of patches of which the connector takes the mean."""
 
     model_types: ClassVar[tuple[str, ...]] = ("gemma3",)
+    graphs: ClassVar[bool] = True
     texts: ClassVar[tuple[str, ...]] = ("gemma3_text",)
     resizable: ClassVar[bool] = False
     connects: ClassVar[str] = "grid"

@@ -22,6 +22,7 @@ class Llava(Scattered):
     """`LlavaForConditionalGeneration`."""
 
     model_types: ClassVar[tuple[str, ...]] = ("llava",)
+    graphs: ClassVar[bool] = True
     towers: ClassVar[tuple[str, ...]] = ("clip_vision_model", "siglip_vision_model")
     texts: ClassVar[tuple[str, ...]] = ("llama", "qwen2", "mistral")
     resizable: ClassVar[bool] = True
@@ -68,6 +69,7 @@ class LlavaPixtral(Llava):
     """The same class of model with Pixtral's tower: images of any size in one sequence, every patch a visual token."""
 
     towers: ClassVar[tuple[str, ...]] = ("pixtral",)
+    graphs: ClassVar[bool] = False
     resizable: ClassVar[bool] = False
 
     def build(self) -> None:

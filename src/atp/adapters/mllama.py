@@ -14,6 +14,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from atp.adapters import cache_layer as caches
 from atp.adapters.base import Args, CrossView, Images, Kwargs, LayerCall, Prompt, named
 from atp.adapters.scattered import Scattered, live_tokens, text_shape
 from atp.adapters.views import Stack, Tower
@@ -67,6 +68,7 @@ class Mllama(Scattered):
         for name, given in (("input_ids", ids), ("cross_attention_mask", kwargs.get("cross_attention_mask"))):
             if given is None:
                 raise UnsupportedModel(f"which words look at which image is read from {name}, but the call has none; pass {name}")
+        caches.check_cache(kwargs.get("past_key_values"))
         live = live_tokens(named(kwargs, args, "attention_mask", 4), ids.shape[1], 0)
         cached = kwargs.get("use_cache") is not False
         return Prompt(ids, torch.zeros_like(ids, dtype=torch.bool), live, candidates, cached, kwargs.get("pixel_values"))

@@ -20,6 +20,9 @@ from atp.cache import SubsetStore
 from atp.errors import BadInput, UnsupportedModel
 
 ATTENTION = ("sdpa", "eager")
+LAYERS = ("full_attention", "sliding_attention")
+CHUNK = {"pooler_output", "deepstack_features"}
+"""What `generate` cuts into chunks of encoded features, and all that it leaves of them."""
 TAG = "_atp_tower"
 
 
@@ -57,6 +60,9 @@ class Scattered(Adapter):
         """Fill in shape, grid and the two views."""
         raise NotImplementedError
 
+    def check(self) -> None:
+        check_attention(getattr(self, "tower", self.text).config, self.text.config)
+
     def _check_types(self) -> None:
         for what, name, known in (("vision tower", "vision_config", self.towers), ("language model", "text_config", self.texts)):
             given = getattr(getattr(self.config, name, None), "model_type", None)
@@ -89,7 +95,7 @@ class Scattered(Adapter):
             raise UnsupportedModel(
                 "visual tokens are found by their id, but the call has inputs_embeds and no input_ids; pass input_ids"
             )
-        if any(features is not None and len(features.keys()) == 1 for features in given.values()):
+        if any(features is not None and set(features.keys()) <= CHUNK for features in given.values()):
             raise UnsupportedModel(
                 "chunked prefill hides the question while the image is read, so nothing can be pruned by it; "
                 "call generate with prefill_chunk_size=None"
@@ -230,6 +236,28 @@ def check_attention(tower: Any, text: Any) -> None:
                 f"attention implementation {config._attn_implementation!r} of the {what} is not supported; use one of "
                 f"{', '.join(ATTENTION)}: model.set_attn_implementation('sdpa')"
             )
+    check_layers(text)
+
+
+def check_layers(text: Any) -> None:
+    """Refuse language models whose layers remember tokens otherwise than by keys and values of their own.
+
+    Raises:
+        UnsupportedModel: naming the layers and what to do instead.
+    """
+    kinds = getattr(text, "layer_types", None) or ()
+    odd = [layer for layer, kind in enumerate(kinds) if kind not in LAYERS]
+    if odd:
+        raise UnsupportedModel(
+            f"layer {odd[0]} of the language model is of type {kinds[odd[0]]!r} ({len(odd)} such layers), expected "
+            f"{' or '.join(LAYERS)}: recurrent and linear attention carry every token on in one state, so none can leave; use a "
+            "model with attention in every layer"
+        )
+    if getattr(text, "num_kv_shared_layers", 0):
+        raise UnsupportedModel(
+            f"the last {text.num_kv_shared_layers} layers of the language model look at the keys of earlier layers, which hold "
+            "other tokens once some have left; expected num_kv_shared_layers=0: use a model without shared keys, such as gemma3"
+        )
 
 
 def check_devices(model: Any) -> None:

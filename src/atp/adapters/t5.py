@@ -11,9 +11,11 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from atp.adapters import cache_layer as caches
 from atp.adapters.base import Args, Kwargs, LayerCall
 from atp.adapters.views import Stack
 from atp.budget.shape import StackShape
+from atp.errors import UnsupportedModel
 from atp.subset import Subset, gather
 
 
@@ -66,9 +68,20 @@ def decoder_keys(kwargs: Kwargs) -> tuple[Tensor | None, tuple[int, int]]:
 
 
 def cut_decoder_keys(kwargs: Kwargs, subset: Subset) -> Kwargs:
-    """Return the decoder's arguments with the live rows of the encoder's output only."""
+    """Return the decoder's arguments with the live rows of the encoder's output only.
+
+    Raises:
+        UnsupportedModel: a cache that cannot store a subset, a mask that was cut.
+    """
+    cache = kwargs.get("past_key_values")
+    caches.check_cache(getattr(cache, "cross_attention_cache", cache))
     changed = dict(kwargs, encoder_hidden_states=gather(kwargs["encoder_hidden_states"], subset))
     mask = kwargs.get("encoder_attention_mask")
+    if mask is not None and mask.shape[1] != subset.length:
+        raise UnsupportedModel(
+            f"the decoder's mask has {mask.shape[1]} places for {subset.length} tokens of the encoder, as chunked prefill cuts "
+            "it; call generate with prefill_chunk_size=None"
+        )
     if mask is not None:
         mask = gather(mask, subset)
         mask = mask if subset.valid is None else mask.masked_fill(~subset.valid, 0)

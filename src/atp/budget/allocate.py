@@ -57,10 +57,12 @@ def allocate(scores: Tensor, alive: Tensor, step: Step, started: Tensor) -> Tens
     return torch.minimum(wanted.to(torch.int64).clamp(min=1), alive.sum(1))
 
 
-def allocate_adaptive(scores: Tensor, alive: Tensor, step: Step, started: Tensor) -> tuple[Tensor, list[int]]:
+def allocate_adaptive(
+    scores: Tensor, alive: Tensor, step: Step, started: Tensor, own: Tensor | None = None
+) -> tuple[Tensor, list[int]]:
     """Return the counts of an adaptive step on the device and on the host, with a single transfer between them.
 
-    Args, Raises: as `allocate`.
+    Args, Raises: as `allocate`; `own` `[B]` are the counts by a rule of the method, which floor and ceiling bound too.
     """
     assert step.threshold is not None, "a fixed step's counts are known without scores: fixed_counts"
     _check_shapes(scores, alive, started)
@@ -68,7 +70,7 @@ def allocate_adaptive(scores: Tensor, alive: Tensor, step: Step, started: Tensor
     total = started.to(device=scores.device, dtype=double)
     values = torch.where(alive, scores, 0).to(double)
     odd, negative = ~torch.isfinite(values), values < 0
-    wanted = _above(values.nan_to_num(0.0, 0.0, 0.0), alive, step.threshold)
+    wanted = _above(values.nan_to_num(0.0, 0.0, 0.0), alive, step.threshold) if own is None else own.to(double)
     wanted = torch.clamp(wanted, torch.ceil(step.floor * total - _TIE), torch.floor(step.ceiling * total + _TIE))
     counts = torch.minimum(wanted.to(torch.int64).clamp(min=1), alive.sum(1))
     flags = torch.stack([odd.any(), negative.any()]).to(torch.int64)

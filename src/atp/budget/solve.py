@@ -15,6 +15,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from atp.budget.cost import (
+    Lengths,
     Workload,
     check_sites,
     count,
@@ -42,6 +43,9 @@ RATERS: Mapping[str, Mapping[str, tuple[str, ...]]] = {
     "resize": {},
 }
 """Raters of the methods that come with the package; any other method is counted like `atp` unless `raters` is given."""
+
+More = Callable[[Plan, Lengths], float]
+"""FLOPs that a method's own arithmetic adds."""
 
 _SLACK = 1e-9
 
@@ -84,6 +88,7 @@ def solve(
     balance: float = BALANCE,
     raters: Mapping[str, float] | None = None,
     options: Mapping[str, Any] | None = None,
+    more: More | None = None,
 ) -> Plan:
     """Find the fixed plan whose FLOPs, selection included, come nearest to `budget` x unpruned from below.
 
@@ -96,6 +101,7 @@ def solve(
         balance: share of the saving asked of the tower, in [0, 1].
         raters: rows computed per site of each stack, e.g. `{"vision": 1, "language": 20}`; None = those of the method.
         options: fields of the method, copied into the plan.
+        more: FLOPs of choosing under a plan and its lengths besides those rows; None = none.
 
     Returns:
         A plan of whole tokens. At budget 1 it has no steps.
@@ -117,16 +123,17 @@ def solve(
     empty = Plan(method, (), dict(options or {}), float(budget))
     if budget == 1:
         return empty
-    family = _Family(shape, workload, sites, balance, raters, empty)
+    family = _Family(shape, workload, sites, balance, raters, empty, more)
     if any(site.stack == "pixels" for site in sites):
         return family.smaller_image()
     return family.pruned()
 
 
-def plan_cost(shape: ModelShape, workload: Workload, plan: Plan, raters: Mapping[str, float]) -> float:
+def plan_cost(shape: ModelShape, workload: Workload, plan: Plan, raters: Mapping[str, float], more: More | None = None) -> float:
     """Share of the unpruned FLOPs that a plan is expected to spend, selection included."""
     lengths = lengths_of(shape, workload, plan)
-    spent = count(shape, workload, lengths, selection_flops(shape, workload, plan, raters, lengths))
+    choosing = selection_flops(shape, workload, plan, raters, lengths) + (more(plan, lengths) if more else 0.0)
+    spent = count(shape, workload, lengths, choosing)
     return spent.total / count(shape, workload).total
 
 
@@ -140,6 +147,7 @@ class _Family:
     balance: float
     raters: Mapping[str, float]
     empty: Plan
+    more: More | None = None
 
     @property
     def budget(self) -> float:
@@ -149,7 +157,7 @@ class _Family:
         return self.cost(plan) <= self.budget * (1 + _SLACK)
 
     def cost(self, plan: Plan) -> float:
-        return plan_cost(self.shape, self.workload, plan, self.raters)
+        return plan_cost(self.shape, self.workload, plan, self.raters, self.more)
 
     def started(self, site: Site) -> int:
         """Tokens of one image that the site's stack starts with."""

@@ -12,6 +12,7 @@ from torch import Tensor
 from atp.adapters.base import Adapter, Prompt, Source
 from atp.engine.census import CHANNELS, HALF, Census, TowerPass
 from atp.errors import BadInput, UnsupportedModel
+from atp.tracing import traced
 
 
 @dataclass(frozen=True)
@@ -224,9 +225,25 @@ def _rows(arrived: Arrivals, first: Sequence[int], share: Sequence[int]) -> list
 def _count(prompt: Prompt, arrived: Sequence[Arrivals]) -> tuple[list[list[int]], list[int]]:
     """Visual tokens of each source, and live tokens, of each prompt; one device sync, none for a single unpadded prompt."""
     batch, length = prompt.visual.shape
+    if traced():
+        return _equal(prompt, arrived), [length] * batch
     if batch == 1 and prompt.live is None:
         return [[sum(one.carried)] for one in arrived], [length]
     seen = [one.visual.sum(1) for one in arrived]
     live = torch.full_like(seen[0], length) if prompt.live is None else prompt.live.sum(1)
     *shares, lives = torch.stack([*seen, live]).tolist()
     return shares, lives
+
+
+def _equal(prompt: Prompt, arrived: Sequence[Arrivals]) -> list[list[int]]:
+    """Share visual tokens out equally, for a graph has one shape: prompts without padding; checked whenever the graph runs."""
+    batch = len(prompt.ids)
+    shares = [[sum(one.carried) // batch] * batch for one in arrived]
+    right = [(one.visual.sum(1) == share[0]).all() for one, share in zip(arrived, shares, strict=True)]
+    right += [] if prompt.live is None else [prompt.live.all()]
+    torch._assert_async(
+        torch.stack(right).all(),
+        "a compiled pruned model takes prompts without padding that have equally many visual tokens each; call it on one prompt "
+        "at a time, or run this batch without torch.compile",
+    )
+    return shares

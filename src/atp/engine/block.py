@@ -16,10 +16,11 @@ from atp.adapters.base import Adapter, Args, Kwargs, StackView
 from atp.budget.calibration import Calibration
 from atp.budget.cost import Workload
 from atp.engine.checking import FirstCall
-from atp.engine.choice import rater_kinds
+from atp.engine.facts import looks_back
 from atp.engine.planning import check_plan, decide
 from atp.engine.recall import Recall
 from atp.engine.run import Run
+from atp.engine.standing import Standing
 from atp.errors import AlreadyPruned, NothingPruned
 from atp.plan import Plan
 
@@ -138,6 +139,8 @@ def _install(run: Run, handles: list[Any]) -> None:
         hook = _Waking(run, hook) if adapter.checks else hook
         handles.append(module.register_forward_hook(hook, prepend=True, **options))
 
+    watched = {view.name: _watched(run, view) for view in adapter.views}
+    before(adapter.base, Standing(adapter, [(view, layer) for view in adapter.views for layer in watched[view.name]]))
     for module, listener in adapter.listeners():
         before(module, listener)
     before(adapter.top, run.enter_top)
@@ -159,9 +162,14 @@ def _install(run: Run, handles: list[Any]) -> None:
         steps = run.steps(view.name)
         if view.name == "vision" and not steps:
             continue
-        watched = {view.before(layer) for layer in steps if rater_kinds(run.method, view)}
         for index, layer in enumerate(view.layers):
-            _hook_layer(run, view, index, layer, index in watched, before, after)
+            _hook_layer(run, view, index, layer, index in watched[view.name], before, after)
+
+
+def _watched(run: Run, view: StackView) -> list[int]:
+    """Return the layers of a stack whose rows sites read."""
+    found = {view.before(layer) for layer in run.steps(view.name)} if looks_back(run.method, view) else set()
+    return sorted(layer for layer in found if layer is not None)
 
 
 class _Watch:
@@ -209,12 +217,14 @@ def _hook_layer(run: Run, view: StackView, index: int, layer: nn.Module, watched
 
 
 def _check_pruned(run: Run, strict: bool) -> None:
-    """Say so if the block pruned nothing.
+    """Say so if the block pruned nothing, or by scores that mean nothing.
 
     Raises:
         NothingPruned: if strict.
+        AtpError: scores that were not finite.
     """
-    if run.dropped:
+    run.chooser.finite.check()
+    if run.dropped or run.book.graphs:
         return
     if run.forwards:
         told = f"the plan ({len(run.plan.steps)} steps) removed no token in {run.forwards} forwards; lower the budget"

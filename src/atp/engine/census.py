@@ -37,6 +37,7 @@ class Census:
         candidates: last tokens that are guesses, not prompt.
         carried: `[B, N]` last scores of the stack before, NaN where there is none.
         scores: `[B, N]` of the last site that scored, NaN where a token was dead; None before.
+        sizes: `[B, N]` how many tokens each stands for after merges; None = one each.
         history: counts after each layer's site.
         arrived: counts at the stack's first layer.
     """
@@ -55,6 +56,7 @@ class Census:
     candidates: int = 0
     carried: Tensor | None = None
     scores: Tensor | None = None
+    sizes: Tensor | None = None
     history: dict[int, list[int]] = field(default_factory=dict)
     arrived: list[int] = field(init=False)
 

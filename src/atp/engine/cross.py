@@ -15,8 +15,10 @@ import torch
 from torch import Tensor
 
 from atp.adapters.base import Adapter, Args, CrossView, Kwargs, LayerCall, Prompt
+from atp.engine.attention import VISUAL_RATERS, Attention, Capture
 from atp.engine.census import Census, TowerPass
-from atp.engine.choice import VISUAL_RATERS, Capture, Chooser, _Attention
+from atp.engine.choice import Chooser
+from atp.engine.facts import Place
 from atp.engine.recall import Memory
 from atp.errors import UnsupportedModel
 from atp.plan import Step
@@ -55,7 +57,7 @@ class Crossing:
         return found
 
 
-class CrossAttention(_Attention):
+class CrossAttention(Attention):
     """Rows of text over the keys of one image: both are numbered from 0."""
 
     def last(self) -> Tensor:
@@ -196,18 +198,16 @@ class CrossPass:
         self.census.counts = self._counts(batch, live)
         self.subset, self._mask = build(live, self.census.counts), None
 
-    def _decide(self, place: int, call: LayerCall) -> None:
-        """Apply the steps that are due at the input of language layer `place`."""
+    def _decide(self, at: int, call: LayerCall) -> None:
+        """Apply the steps that are due at the input of language layer `at`."""
         assert self.images is not None and self.census is not None and self.stays is not None
-        while self.due and self.due[0][0] <= place:
-            layer, step = self.due.pop(0)
-            batch = len(self.census.counts)
+        while self.due and self.due[0][0] <= at:
+            (layer, step), batch = self.due.pop(0), len(self.census.counts)
             before = list(self.images.counts)
             states = call.hidden.reshape(len(before), -1, call.hidden.shape[-1])
-            with torch.no_grad():
-                record = self.chooser.choose(step, self.view, self.images, self.capture, states, self.forward)
-                if record.counts != before:
-                    self._shrink(batch)
+            record, _ = self.chooser.choose(step, Place(self.view, layer, self.images, states, None, self.capture), self.forward)
+            if record.counts != before:
+                self._shrink(batch)
             self.census.history[layer] = list(self.census.counts)
             self.records.append(_by_prompt(record, batch))
         self.capture = None

@@ -15,11 +15,14 @@ from torch import Tensor
 
 from atp.adapters.base import Adapter, Args, Kwargs, LayerCall, StackView
 from atp.cache import Columns, SubsetStore
+from atp.engine.attention import Capture, cut_phases
 from atp.engine.census import Census
-from atp.engine.choice import Capture, Chooser, cut_phases
+from atp.engine.choice import Chooser
+from atp.engine.facts import Place
 from atp.plan import Step
 from atp.subset import Subset, build, close, cut_mask, cut_segments, gather, open_rows, ragged_mask, scatter
 from atp.tokens import Record
+from atp.tracing import traced
 
 
 class StackPass:
@@ -51,7 +54,7 @@ class StackPass:
         self.armed = False
         self.full: Tensor | None = None  # residual before the running layer
         self.first: Tensor | None = None  # residual before layer 0
-        self._narrow: tuple[Tensor, Tensor] | None = None  # last full output and the rows it was made of
+        self._narrow: tuple[Tensor, Tensor, int | None] | None = None  # last full output, the rows it was made of, its version
         self._memo: dict[tuple[Any, ...], tuple[Any, ...]] = {}
         if census is not None and census.counts != census.started:
             self.shrink()
@@ -75,7 +78,9 @@ class StackPass:
         self.full = call.hidden
         if layer == 0:
             self.first = call.hidden
-        self._decide(layer, call.hidden)
+        states = self._decide(layer, call.hidden)
+        if states is not call.hidden:
+            call, self.full = replace(call, hidden=states), states
         store = None
         if call.cache is not None:
             store = self.adapter.cache_layer(call.cache, layer)
@@ -88,18 +93,20 @@ class StackPass:
             self.capture, self.armed = Capture(self.subset, biased(seen), seen.phases, past), True
         return None if changed is None else self.view.write(args, kwargs, changed)
 
-    def _decide(self, layer: int, hidden: Tensor) -> None:
-        """Apply the step at the input of a layer, if there is one."""
+    def _decide(self, layer: int, hidden: Tensor) -> Tensor:
+        """Apply the step at the input of a layer, if there is one, and return the states to go on with."""
         step = self.steps.get(layer)
         if step is None or self.census is None:
-            return
+            return hidden
         before = list(self.census.counts)
-        with torch.no_grad():
-            record = self.chooser.choose(step, self.view, self.census, self.capture, hidden, self.forward)
-            if record.counts != before:
+        place = Place(self.view, layer, self.census, hidden, self.first, self.capture)
+        record, states = self.chooser.choose(step, place, self.forward)
+        if record.counts != before:
+            with torch.no_grad():
                 self.shrink()
         self.records.append(record)
         self.capture = None
+        return states
 
     def _cut(self, call: LayerCall, store: SubsetStore | None) -> LayerCall | None:
         """Return the call on the rows that run, and tell the cache what comes; None = nothing changes."""
@@ -128,9 +135,11 @@ class StackPass:
         return LayerCall(self._rows(call.hidden, subset), mask, phases, call.cache, segments, positions, bias)
 
     def _rows(self, hidden: Tensor, subset: Subset) -> Tensor:
-        """Gather, unless nothing touched the residual since the layer before wrote the same rows."""
+        """Gather, unless nothing touched the residual, not even in place, since the layer before wrote the same rows."""
         if self._narrow is not None and self._narrow[0] is hidden and subset.valid is None:
-            return self._narrow[1]
+            _, part, version = self._narrow
+            if version is not None and version == version_of(hidden):
+                return part
         return gather(hidden, subset)
 
     def _columns(self, hidden: Tensor, store: SubsetStore | None) -> Columns:
@@ -184,7 +193,7 @@ class StackPass:
         assert full is not None
         part = self.view.states(output)
         wide = scatter(full, part, self.subset)
-        self._narrow = (wide, part)
+        self._narrow = (wide, part, version_of(wide))
         return self.view.restated(output, wide)
 
     @property
@@ -202,6 +211,11 @@ class StackPass:
         if self.first is None or state.shape[1] == self.first.shape[1]:
             return state
         return self.first
+
+
+def version_of(state: Tensor) -> int | None:
+    """Count what was written to a tensor in place; None where torch does not count."""
+    return None if traced() or state.is_inference() else state._version
 
 
 def biased(call: LayerCall) -> Tensor | None:

@@ -10,12 +10,13 @@ from typing import Any
 
 from atp.adapters.base import Adapter, CrossView, StackView
 from atp.budget.calibration import Calibration, fingerprint
-from atp.budget.cost import Workload, check_sites, rater_count
-from atp.budget.solve import default_sites, solve, workable
-from atp.engine.choice import rater_kinds
+from atp.budget.cost import Lengths, Workload, check_sites, rater_count, selection_flops
+from atp.budget.solve import More, default_sites, solve, workable
+from atp.engine.facts import carried_from, looks_back, rater_kinds
 from atp.errors import InvalidPlan
 from atp.methods import METHODS, Method
-from atp.plan import Plan
+from atp.methods.base import Work
+from atp.plan import Plan, Step
 from atp.registry import did_you_mean
 
 BUDGET = 0.6
@@ -50,6 +51,7 @@ def decide(
         return with_options(given, method, options)
     name = method or METHOD
     built = make_method(name, options)
+    _check_kinds(built)
     budget = BUDGET if budget is None else budget
     if calibration is None and name == METHOD and not options:
         calibration = own_calibration(adapter, budget)
@@ -61,6 +63,9 @@ def decide(
     if sites is None:
         sites = tuple(site for site in default_sites(shape, name) if site.stack in built.stacks)
     sites = workable(shape, [site for site in sites if site.stack in (*adapter.stacks, "pixels")])
+    for view in adapter.views:
+        if any(site.stack == view.name for site in sites):
+            _check_space(built, view)
     solved = solve(
         shape,
         budget,
@@ -68,6 +73,7 @@ def decide(
         workload,
         sites,
         raters=rater_rows(adapter, built, workload),
+        more=own_flops(adapter, built, workload),
         options=dict(options),
     )
     return solved, built
@@ -135,6 +141,49 @@ def make_method(name: str, options: Mapping[str, Any]) -> Method:
     return cls(**options)
 
 
+def own_flops(adapter: Adapter, method: Method, workload: Workload) -> More:
+    """Return what counts the FLOPs of a method's own arithmetic under a plan, and of the tower's rows that it carries."""
+    shape, end = adapter.shape, carried_from(adapter, method)
+    rows = rater_rows(adapter, method, workload)
+
+    def count(plan: Plan, lengths: Lengths) -> float:
+        total = 0.0
+        if end is not None and plan.steps:
+            total += selection_flops(shape, workload, Plan(plan.method, (Step(end, 1.0),)), rows, lengths)
+        for step in plan.steps:
+            if step.site.stack != "pixels":
+                total += method_flops(adapter, method, workload, step, lengths, rows)
+        return total
+
+    return count
+
+
+def method_flops(
+    adapter: Adapter, method: Method, workload: Workload, step: Step, lengths: Lengths, rows: Mapping[str, float]
+) -> float:
+    """FLOPs of a method's own arithmetic at a step, for all inputs of a prompt."""
+    shape, (stack, layer) = adapter.shape, (step.site.stack, step.site.layer)
+    tower, reads = stack == "vision", method.reads.get(stack, ())
+    sizes, ran = (shape.vision, lengths.vision) if tower else (shape.language, lengths.language)
+    group, others = (shape.group, shape.prefix) if tower else (1, workload.text)
+    images = max(1, workload.images)
+    started = shape.patches // group if tower else images * shape.visual
+    before = started if layer == 0 else round((ran[layer - 1] - others) / group)
+    after = round((ran[layer] - others) / group)
+    work = Work(
+        stack=stack,
+        tokens=started,
+        alive=before,
+        kept=after,
+        hidden=sizes.hidden * (group if method.fuses else 1),
+        head_dim=sizes.head_dim,
+        key_heads=sizes.kv_heads if "keys" in reads else 0,
+        text=workload.text if "text" in reads else 0,
+        raters=int(rows.get(stack, 0)),
+    )
+    return method.flops(work) * (images if tower else 1)
+
+
 def rater_rows(adapter: Adapter, method: Method, workload: Workload) -> dict[str, float]:
     """Return how many rows the method computes at a site of each stack."""
     return {view.name: rater_count(rater_kinds(method, view), adapter.shape, workload, view.name) for view in adapter.views}
@@ -152,6 +201,7 @@ def check_plan(adapter: Adapter, plan: Plan, method: Method) -> None:
                 f"the {type(adapter).__name__} adapter prunes {' and '.join(adapter.stacks)} only, the plan has a step at "
                 f"{step.site}; remove it"
             )
+    _check_kinds(method)
     check_sites(adapter.shape, [step.site for step in plan.steps])
     views = {view.name: view for view in adapter.views}
     stacks = {step.site.stack for step in plan.steps}
@@ -174,11 +224,24 @@ def check_plan(adapter: Adapter, plan: Plan, method: Method) -> None:
             continue
         view = views[site.stack]
         _check_space(method, view)
-        if view.before(site.layer) is None and rater_kinds(method, view):
+        if view.before(site.layer) is None and looks_back(method, view):
             raise InvalidPlan(
-                f"method {method.name!r} scores with attention of the layer before a site, so {site} is too early; "
+                f"method {method.name!r} scores with attention or keys of the layer before a site, so {site} is too early; "
                 f"use {site.stack}:{view.first} or later"
             )
+
+
+def _check_kinds(method: Method) -> None:
+    """Refuse a method that makes other tokens leave than visual ones.
+
+    Raises:
+        InvalidPlan: naming the method and what to use instead.
+    """
+    if "visual" not in method.kinds:
+        raise InvalidPlan(
+            f"method {method.name!r} makes {' and '.join(method.kinds)} tokens leave, but only visual tokens can here; "
+            "use a method whose kinds have 'visual', e.g. method='atp'"
+        )
 
 
 def _check_space(method: Method, view: StackView) -> None:

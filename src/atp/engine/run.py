@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -11,19 +10,21 @@ from torch import Tensor, nn
 from atp.adapters.base import Adapter, Args, CrossView, Images, Kwargs, Prompt, StackView
 from atp.budget.shape import ModelShape
 from atp.engine.arrivals import all_arrivals, of_prompt, unknown_images
+from atp.engine.book import Book
 from atp.engine.census import Census, TowerPass, of_tower
 from atp.engine.choice import Chooser
 from atp.engine.cross import CrossPass
 from atp.engine.encoded import Encoded
+from atp.engine.facts import carried_from
 from atp.engine.passes import StackPass
 from atp.engine.recall import Memory
-from atp.engine.report import Ledger, Report, make_report
+from atp.engine.report import Report, make_report
 from atp.engine.smaller import SmallerImage
 from atp.errors import InvalidPlan
 from atp.methods import Method
 from atp.plan import Plan, Step
 from atp.subset import Subset, build, gather, scatter
-from atp.tokens import Record, Trace
+from atp.tokens import Trace
 
 
 class Run:
@@ -35,14 +36,10 @@ class Run:
     def __init__(self, adapter: Adapter, method: Method, plan: Plan) -> None:
         self.adapter, self.method = adapter, method
         self._plan = plan
-        self.trace = Trace()
-        self.ledger = Ledger()
+        self.book = Book()
         self.chooser = Chooser(method)
         self.gathers = False  # rows also where all are alive, to compare with the unhooked model
         self.aside = False  # while the model is compared with itself
-        self.forwards = 0
-        self.dropped = 0
-        self._warned: set[str] = set()
         self._candidates, self._fresh = 0, False
         self._prompt: Prompt | None = None
         self._before: tuple[Any, int] | None = None
@@ -54,12 +51,27 @@ class Run:
         self._images: Images | None = None
         self._live: tuple[Tensor, list[int]] | None = None
         self._features: tuple[Subset, Tensor] | None = None
-        self.encoded, self.memory = Encoded(adapter, self.ledger), Memory()
+        self.encoded, self.memory = Encoded(adapter, self.book.ledger), Memory()
 
     @property
     def shape(self) -> ModelShape:
         """The sizes of the model, what `atp.solve` wants."""
         return self.adapter.shape
+
+    @property
+    def trace(self) -> Trace:
+        """What every site did, forward by forward; nothing of calls that were traced into a graph."""
+        return self.book.trace
+
+    @property
+    def forwards(self) -> int:
+        """How many calls carried images."""
+        return self.book.forwards
+
+    @property
+    def dropped(self) -> int:
+        """Tokens that left in them."""
+        return self.book.dropped
 
     @property
     def plan(self) -> Plan:
@@ -87,12 +99,16 @@ class Run:
     def report(self) -> Report:
         """Sum up what was kept, what was spent, and what would have been without pruning."""
         chooser = self.chooser
-        done = (self.ledger, chooser.spent, chooser.levelled, self.memory.share)
+        done = (self.book.ledger, chooser.spent, chooser.levelled, self.memory.share)
         return make_report(self.adapter.shape, self._plan, self.method.name, *done)
 
     def steps(self, stack: str) -> dict[int, Step]:
-        """Return the plan's steps of a stack, by layer."""
-        return {step.site.layer: step for step in self._plan.steps if step.site.stack == stack}
+        """Return the plan's steps of a stack, by layer; a method that carries scores has one where nothing leaves."""
+        found = {step.site.layer: step for step in self._plan.steps if step.site.stack == stack}
+        end = carried_from(self.adapter, self.method)
+        if stack == "vision" and end is not None and self._plan.steps:
+            found.setdefault(end.layer, Step(end, 1.0))
+        return found
 
     # --- the model as a whole -----------------------------------------------------------------------------------------
 
@@ -106,10 +122,12 @@ class Run:
         self._language = self._tower = None
         self._towers = []
         self._prompt = self.adapter.prompt(args, kwargs, guesses)
+        if self._prompt is not None:
+            self.book.graph(self._plan, self.adapter.graphs)
         self._repeated(self._prompt)
         self._fresh = self._prompt is None and self.adapter.starts(kwargs)
         if self._fresh and self._plan.steps:
-            self._warn("text", "the prompt has no image, so nothing is pruned in it")
+            self.book.warn("text", "the prompt has no image, so nothing is pruned in it")
 
     def _repeated(self, prompt: Prompt | None) -> None:
         """Notice `generate` without cache: the same features again, one token later."""
@@ -118,22 +136,13 @@ class Run:
             return
         self._before = (prompt.features, prompt.ids.shape[1])
         if before is not None and before[0] is prompt.features and before[1] + 1 == prompt.ids.shape[1]:
-            self._warn("cache", "without cache every step runs the prompt again and chooses anew; use use_cache=True")
+            self.book.warn("cache", "without cache every step runs the prompt again and chooses anew; use use_cache=True")
 
     def leave_base(self, module: nn.Module, args: Args, output: Any) -> None:
         """After it, also when it raised."""
         self._prompt = self._language = self._tower = self._vision = None
         self._towers = []
         self._features = self._live = self._images = None
-
-    def _note(self, stack: str, records: list[Record]) -> None:
-        self.trace.records.extend(records)
-        self.ledger.sites(stack, records)
-
-    def _warn(self, key: str, message: str) -> None:
-        if key not in self._warned:
-            self._warned.add(key)
-            warnings.warn(message, UserWarning, stacklevel=3)
 
     # --- vision tower -------------------------------------------------------------------------------------------------
 
@@ -145,7 +154,7 @@ class Run:
             return self.adapter.resized(args, kwargs, self._resize.shrink)
         self._images = self.adapter.images(args, kwargs)
         census = of_tower(self._images)
-        self._vision = StackPass(self.adapter, self.adapter.vision, census, self.steps("vision"), self.chooser, self.forwards)
+        self._vision = StackPass(self.adapter, self.adapter.vision, census, self.steps("vision"), self.chooser, self.book.number)
         return None
 
     def leave_tower(self, module: nn.Module, args: Args, output: Any) -> Any:
@@ -155,11 +164,11 @@ class Run:
         if resize is not None:
             output = self.adapter.map_states(output, resize.widen)
             tower, self._live = resize.tower_pass(), resize.live()
-            self._note("pixels", [resize.record(self.forwards)])
+            self.book.sites("pixels", [resize.record(self.book.number)])
         else:
             assert running is not None and running.census is not None and self._images is not None
             output = self.adapter.map_states(output, running.widen)
-            self._note("vision", running.records)
+            self.book.sites("vision", running.records)
             census = running.census
             tower = TowerPass(
                 alive=census.alive,
@@ -174,13 +183,13 @@ class Run:
             self._live = census.live(), census.live_counts()
             if self.adapter.connects == "rows" and census.group > 1:  # what passes the connector is a token
                 self._live = (census.alive, census.counts)
-        self.dropped += sum(a - b for a, b in zip(tower.started, tower.counts, strict=True))
+        self.book.left(tower.started, tower.counts)
         self.adapter.tag(output, tower)
         self._tower = tower
         if self._prompt is not None:
             self._towers.append(tower)
         if self.adapter.connects == "grid":
-            self.ledger.tower(tower)
+            self.book.tower(tower)
         return output
 
     def enter_connector(self, module: nn.Module, args: Args, kwargs: Kwargs) -> tuple[Args, Kwargs] | None:
@@ -209,7 +218,7 @@ class Run:
         """After the connector: full length again; what stands at dead places never enters the language model."""
         taken, self._features = self._features, None
         if self._tower is not None:
-            self.ledger.tower(self._tower)
+            self.book.tower(self._tower)
         if taken is None:
             return None
         subset, states = taken
@@ -229,27 +238,26 @@ class Run:
             call = (self.adapter.cache(kwargs), self.adapter.extent(args, kwargs), self.memory)
             tower = None if self.adapter.connects == "keys" else self._tower
             steps = self.steps("language")
-            self._language = CrossPass(self.adapter, view, prompt, steps, self.chooser, self.forwards, *call, tower)
+            self._language = CrossPass(self.adapter, view, prompt, steps, self.chooser, self.book.number, *call, tower)
             return
         if prompt is not None:
             census = self._arrive(prompt)
         steps = self.steps("language") if census is not None else {}
-        self._language = StackPass(self.adapter, view, census, steps, self.chooser, self.forwards)
+        self._language = StackPass(self.adapter, view, census, steps, self.chooser, self.book.number)
         if self.gathers and census is not None:
             self._language.shrink()
 
     def _arrive(self, prompt: Prompt) -> Census:
         """Take the census of the prompts, from all that the tower made for them."""
         if "vision" not in self.adapter.stacks:
-            census, self.trace.image_rows = of_prompt(prompt, [unknown_images(prompt.visual)])
+            census, rows = of_prompt(prompt, [unknown_images(prompt.visual)])
+            self.book.images(rows, self.trace.grids)
             return census
         found, made = all_arrivals(self.adapter, prompt, self._towers)
-        census, self.trace.image_rows = of_prompt(prompt, found)
-        self.trace.grids = [grid for one in found for grid in one.grids]
-        self.trace.layout = None if made[0] is None else made[0].layout
-        if len(made) > 1:
-            self.trace.join([tower.records for tower in made if tower is not None])
-            self.ledger.kept["vision"] = self.trace.kept("vision")
+        census, rows = of_prompt(prompt, found)
+        layout = None if made[0] is None else made[0].layout
+        towers = [tower for tower in made if tower is not None] if len(made) > 1 else []
+        self.book.images(rows, [grid for one in found for grid in one.grids], layout, towers)
         return census
 
     def leave_text(self, module: nn.Module, args: Args, kwargs: Kwargs, output: Any) -> Any:
@@ -262,17 +270,14 @@ class Run:
             self.encoded.note(running.subset, self.adapter.keys_of(output))
         if running.census is None:
             if self._fresh:
-                self.ledger.text_only(batch, length, self.adapter.shape.language.layers)
+                self.book.text_only(batch, length, self.adapter.shape.language.layers)
             else:
-                self.ledger.decoded += batch * length
+                self.book.decoded(batch * length)
             return None
         census = running.census
         if isinstance(running, CrossPass):
             running.finish(self.adapter.cache(kwargs, output), self.trace)
-        self._note("language", running.records)
-        self.ledger.prompts(census, self.adapter.shape.language.layers)
-        self.dropped += sum(a - b for a, b in zip(census.started, census.counts, strict=True))
-        self.forwards += 1
+        self.book.prompts(census, self.adapter.shape.language.layers, running.records)
         return self.adapter.map_states(output, running.widen)
 
     # --- layers -------------------------------------------------------------------------------------------------------

@@ -42,7 +42,7 @@ class ToMe(Method):
         """Return the distance to the most similar live patch of the other set, at least 0."""
         odd = tokens.alive & (rank(tokens.alive) % 2 == 1)
         across = odd.unsqueeze(2) != odd.unsqueeze(1)
-        best = tokens.key_likeness.masked_fill(~across | ~tokens.alive.unsqueeze(1), -1.0).amax(2)
+        best: Tensor = tokens.key_likeness.masked_fill(~across | ~tokens.alive.unsqueeze(1), -1.0).amax(2)
         return (1 - best).clamp(min=0)
 
     def select(self, scores: Tensor, tokens: Tokens, counts: Tensor) -> Tensor:

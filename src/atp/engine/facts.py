@@ -1,0 +1,183 @@
+"""What a method sees at a site: `Tokens`, with parts that are gathered only where the method reads them. Part of the engine."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from atp.adapters.base import Adapter, StackView
+from atp.engine.attention import Attention, Capture
+from atp.engine.census import Census
+from atp.methods.base import Method, Work
+from atp.plan import Site
+from atp.rows import split_heads
+from atp.tokens import Rows, Text, Tokens
+
+
+@dataclass(frozen=True)
+class Place:
+    """One site of a forward, and the states that it may look at.
+
+    Attributes:
+        view: the stack.
+        layer: the site's layer.
+        census: who is there.
+        hidden: `[S, T, D]` states at the site.
+        entered: `[S, T, D]` states at layer 0 of the stack, where the engine has them.
+        capture: what the layer before projected, where the method asks for it.
+    """
+
+    view: StackView
+    layer: int
+    census: Census
+    hidden: Tensor
+    entered: Tensor | None = None
+    capture: Capture | None = None
+
+    def attention(self) -> Attention:
+        """Return what computes rows of the captured layer, and knows who asks."""
+        return (self.capture or Capture(None, None, None, None)).attention(self.view, self.census)
+
+    def patches(self) -> Tensor:
+        """States of the tokens' patches at the site, `[B, N, g, D]`."""
+        return at_places(self.hidden, self.census.places, self.census)
+
+
+@dataclass
+class Facts:
+    """Builds the tokens of a site for one method.
+
+    Attributes:
+        method: the method.
+        template: ids that ask no question.
+    """
+
+    method: Method
+    template: frozenset[int]
+
+    def tokens(self, place: Place) -> tuple[Tokens, float]:
+        """Return the tokens, and the FLOPs of their rows."""
+        view, census = place.view, place.census
+        reads, kinds = self.method.reads.get(view.name, ()), rater_kinds(self.method, view)
+        rows: dict[str, Rows] = {}
+        spent = 0.0
+        if kinds and place.capture is not None:
+            attention = place.attention()
+            rows = attention.rows(kinds, self.template, place.entered if "embeddings" in reads else None)
+            spent = attention.flops
+        made = Tokens(
+            stack=view.name,
+            layer=place.layer,
+            alive=census.alive,
+            started=tuple(census.started),
+            position=census.position,
+            image=census.image,
+            grid=census.grid,
+            rows=rows,
+            carried=census.carried,
+            sizes=census.sizes,
+            _hidden=lambda: place.patches().mean(2),
+            _keys=(lambda: keys(place)) if "keys" in reads else None,
+            _embeddings=(lambda: embeddings(place)) if "embeddings" in reads else None,
+            _text=(lambda: self.text(place, "keys" in reads)) if "text" in reads else None,
+        )
+        return made, spent
+
+    def text(self, place: Place, with_keys: bool) -> Text:
+        """Gather the live text tokens of each prompt; guesses of assisted decoding are none."""
+        census, attention = place.census, place.attention()
+        assert place.entered is not None, "the language model's layer 0 ran before"
+        live = attention.prompt(census.others)
+        index = torch.sort((~live).to(torch.uint8), dim=1, stable=True).indices[:, : max(census.other_counts)]
+        valid = live.gather(1, index)
+        found = None
+        if with_keys:
+            assert place.capture is not None and place.capture.keys is not None, "the layer before the site did not run"
+            found = _heads(_rows(place.capture.keys, attention.slots(index)), place.view.head_dim)
+        return Text(
+            hidden=_rows(place.hidden, index),
+            embeddings=_rows(place.entered, index),
+            valid=valid,
+            asks=attention.question(self.template).gather(1, index) & valid,
+            keys=found,
+        )
+
+    def flops(self, tokens: Tokens, place: Place, counts: list[int]) -> float:
+        """FLOPs of score, select and fuse for all inputs of the batch, by the method's own account."""
+        view, census, reads = place.view, place.census, self.method.reads.get(place.view.name, ())
+        wide = place.hidden.shape[-1] * (census.group if self.method.fuses else 1)
+        raters = sum(rows.values.shape[1] for rows in tokens.rows.values())
+        heads = tokens.keys.shape[2] if "keys" in reads else 0
+        text = max(census.other_counts) if "text" in reads else 0
+        size = tokens.alive.shape[1]
+        return sum(
+            self.method.flops(Work(view.name, size, alive, kept, wide, view.head_dim, heads, text, raters))
+            for alive, kept in zip(census.counts, counts, strict=True)
+        )
+
+
+def merge(method: Method, place: Place, tokens: Tokens, keep: Tensor, scores: Tensor) -> Tensor:
+    """Return the states at the site `[S, T, D]` with the survivors `keep` `[B, N]` as `Method.fuse` leaves them.
+
+    A token of several patches is given to the method as their states side by side, so each patch merges with its counterparts.
+    """
+    census, own = place.census, place.patches()
+    batch, count, group, width = own.shape
+    fused = method.fuse(own.flatten(2), keep, scores, tokens).to(own.dtype)
+    # What left is not written: its place is given the row's first survivor once more.
+    number = torch.arange(count, device=keep.device).expand_as(keep)
+    pick = torch.where(keep, number, keep.to(torch.uint8).argmax(1, keepdim=True))
+    states = torch.where(keep.any(1)[:, None, None], fused, own.flatten(2))
+    states = states.gather(1, pick.unsqueeze(-1).expand(-1, -1, group * width)).view(batch, count, group, width)
+    places = census.where.gather(1, pick.unsqueeze(-1).expand(-1, -1, group))
+    sequences = len(census.others)
+    index = places.reshape(sequences, -1, 1).expand(-1, -1, width)
+    return place.hidden.scatter(1, index, states.reshape(sequences, -1, width))
+
+
+def keys(place: Place) -> Tensor:
+    """Keys of the tokens as the layer before projected them, `[B, N, H, d]`; the mean of a token's patches."""
+    assert place.capture is not None and place.capture.keys is not None, "the layer before the site did not run"
+    slot, places = place.capture.slot(), place.census.places
+    places = places if slot is None else slot.gather(1, places)
+    return _heads(at_places(place.capture.keys, places, place.census).mean(2), place.view.head_dim)
+
+
+def embeddings(place: Place) -> Tensor:
+    """The tokens as they entered layer 0, `[B, N, D]`."""
+    assert place.entered is not None, "the stack's layer 0 ran before"
+    return at_places(place.entered, place.census.places, place.census).mean(2)
+
+
+def at_places(states: Tensor, places: Tensor, census: Census) -> Tensor:
+    """Take `[S, T, D]` at the places `[S, B * N * g / S]` of the tokens' patches, `[B, N, g, D]`."""
+    return _rows(states, places).view(*census.where.shape, states.shape[-1])
+
+
+def _rows(states: Tensor, index: Tensor) -> Tensor:
+    return states.gather(1, index.unsqueeze(-1).expand(-1, -1, states.shape[-1]))
+
+
+def _heads(states: Tensor, head_dim: int) -> Tensor:
+    return split_heads(states, head_dim).transpose(1, 2)
+
+
+def rater_kinds(method: Method, view: StackView) -> tuple[str, ...]:
+    """Return the raters a method needs in a stack; `class` becomes `visual` where there is no class token."""
+    kinds = method.raters(view.name)
+    return tuple(dict.fromkeys("visual" if kind == "class" and not view.prefix else kind for kind in kinds))
+
+
+def looks_back(method: Method, view: StackView) -> bool:
+    """Whether a site in the stack reads what the layer before it projected."""
+    return bool(rater_kinds(method, view)) or "keys" in method.reads.get(view.name, ())
+
+
+def carried_from(adapter: Adapter, method: Method) -> Site | None:
+    """Return where the tower is scored although nothing leaves, the input of its last layer; None where it is not."""
+    layers = adapter.shape.vision.layers
+    if not method.carries or "vision" not in adapter.stacks or layers < 2:
+        return None
+    return Site("vision", layers - 1)

@@ -1,0 +1,285 @@
+"""Inputs and models that are not as expected: exact nevertheless, or a clear error, and the next call is right."""
+
+from __future__ import annotations
+
+import copy
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import invariants
+import tiny
+from atp.engine import prune
+from atp.errors import AtpError, UnsupportedModel
+from atp.methods.controls import Uniform
+from atp.plan import Plan, Site, Step
+
+PLAN = tiny.plan("atp")
+
+
+def logits(model: Any, inputs: dict[str, Tensor], plan: Plan = PLAN) -> Tensor:
+    with torch.no_grad(), prune(model, plan=plan):
+        found: Tensor = model(**inputs).logits
+    return found
+
+
+# --- prompts ----------------------------------------------------------------------------------------------------------
+
+
+def test_a_batch_of_text_only_is_exact_and_warns_once() -> None:
+    model: Any = tiny.model()
+    inputs = tiny.prompts(model, (6, 12), (0, 0))
+    greedy = {"max_new_tokens": 3, "do_sample": False, "output_logits": True, "return_dict_in_generate": True}
+    want = model.generate(**inputs, **greedy)
+    with warnings.catch_warnings(record=True) as said, prune(model, plan=PLAN) as run:
+        warnings.simplefilter("always")
+        for _ in range(2):
+            got = model.generate(**inputs, **greedy)
+    assert torch.equal(torch.stack(got.logits), torch.stack(want.logits))
+    assert [str(one.message) for one in said] == ["the prompt has no image, so nothing is pruned in it"]
+    assert run.report().ratio == 1
+
+
+@pytest.mark.parametrize("method", ["atp", "fastv"])
+@pytest.mark.parametrize("adaptive", [False, True])
+@pytest.mark.parametrize(("texts", "images"), [((6, 0, 9), (1, 1, 1)), ((6, 12, 9), (1, 0, 2)), ((5, 12, 0), (0, 0, 1))])
+def test_prompts_without_question_and_without_image(
+    method: str, adaptive: bool, texts: tuple[int, ...], images: tuple[int, ...]
+) -> None:
+    """Among others in a batch, and as they are alone."""
+    model, plan = tiny.model(), tiny.plan(method, adaptive)
+    inputs = tiny.prompts(model, texts, images)
+    invariants.equals_reference(model, inputs, plan, steps=3)
+    if 0 not in images:
+        invariants.batch_equals_singles(model, inputs, plan, images)
+
+
+@pytest.mark.parametrize("cut", [3, 10])
+def test_a_prompt_that_was_truncated_within_its_image(cut: int) -> None:
+    """The model itself refuses it, before and after the image was encoded; the run goes on."""
+    model: Any = tiny.model()
+    whole = tiny.prompts(model, (6,))
+    cropped = {name: value[:, :cut] if value.dim() == 2 else value for name, value in whole.items()}
+    want = logits(model, whole)
+    with torch.no_grad(), prune(model, plan=PLAN) as run:
+        for call in (model, lambda **inputs: model.generate(**inputs, max_new_tokens=2)):
+            with pytest.raises(ValueError, match="Image features and image tokens do not match"):
+                call(**cropped)
+        assert torch.equal(model(**whole).logits, want)
+    assert run.forwards == 1
+
+
+# --- scores that mean nothing -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("adaptive", [False, True])
+def test_a_model_that_overflows_in_half_precision(adaptive: bool) -> None:
+    """Fixed counts wait for no device, so their scores are looked at when the block ends."""
+    model: Any = tiny.make(dtype=torch.float16)
+    with torch.no_grad():
+        model.model.language_model.layers[0].mlp.down_proj.weight.mul_(3e4)
+    match = r"language:3.* NaN or infinite, expected finite numbers.*dtype=torch\.bfloat16"
+    with pytest.raises(AtpError, match=match):
+        logits(model, tiny.prompts(model, (6, 9)), tiny.plan("atp", adaptive))
+
+
+def test_infinite_scores_of_dead_tokens_do_not_matter(monkeypatch: pytest.MonkeyPatch) -> None:
+    model: Any = tiny.model()
+    inputs = tiny.prompts(model)
+    want = logits(model, inputs, tiny.plan("uniform"))
+    own = Uniform.score
+
+    def score(self: Any, tokens: Any) -> Tensor:
+        return own(self, tokens).masked_fill(~tokens.alive, torch.inf)
+
+    monkeypatch.setattr(Uniform, "score", score)
+    assert torch.equal(logits(model, inputs, tiny.plan("uniform")), want)
+
+
+def test_an_error_in_the_block_is_not_hidden_by_odd_scores(monkeypatch: pytest.MonkeyPatch) -> None:
+    model: Any = tiny.model()
+    monkeypatch.setattr(Uniform, "score", lambda self, tokens: torch.full_like(tokens.alive, torch.nan, dtype=torch.float32))
+
+    def fails() -> None:
+        with prune(model, plan=tiny.plan("uniform")):
+            model(**tiny.prompts(model))
+            raise KeyError("mine")
+
+    with pytest.raises(KeyError, match="mine"):
+        fails()
+
+
+# --- models that change -----------------------------------------------------------------------------------------------
+
+
+def test_a_model_that_changes_its_precision_in_the_block() -> None:
+    model: Any = tiny.make(dtype=torch.float32)
+    inputs = tiny.prompts(model, (6, 9))
+    wide = {name: value.double() if value.is_floating_point() else value for name, value in inputs.items()}
+    with torch.no_grad(), prune(model, plan=PLAN) as run:
+        model(**inputs)
+        model.double()
+        got = model(**wide).logits
+    assert run.forwards == 2
+    assert torch.equal(got, logits(model, wide))
+
+
+def tensors_in(value: Any, seen: set[int] | None = None) -> Iterator[Tensor]:
+    """Tensors that an object holds, without those of modules."""
+    seen = set() if seen is None else seen
+    if id(value) in seen or isinstance(value, nn.Module):
+        return
+    seen.add(id(value))
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, dict):
+        for one in value.values():
+            yield from tensors_in(one, seen)
+    elif isinstance(value, list | tuple | set | frozenset):
+        for one in value:
+            yield from tensors_in(one, seen)
+    elif type(value).__module__.startswith("atp.") or isinstance(value, SimpleNamespace):
+        yield from tensors_in(vars(value), seen)
+
+
+def test_a_run_holds_no_tensor_so_the_model_may_move_to_another_device() -> None:
+    model: Any = tiny.model()
+    with torch.no_grad(), prune(model, plan=PLAN) as run:
+        assert list(tensors_in(run)) == []
+        model(**tiny.prompts(model))
+        assert list(tensors_in(run.trace)) != []
+        run.trace.clear()
+        run.chooser.finite.found.clear()  # a flag a site and device
+        assert list(tensors_in(run)) == []
+
+
+def test_attention_that_is_switched_in_the_block() -> None:
+    model: Any = tiny.make()
+    inputs = tiny.prompts(model)
+    with torch.no_grad(), prune(model, plan=PLAN):
+        model(**inputs)
+        model.set_attn_implementation("eager")
+        model(**inputs)
+        for name in ("flex_attention", "paged|sdpa"):
+            model.config.text_config._attn_implementation = name
+            with pytest.raises(UnsupportedModel, match=r"of the language model is not .*set_attn_implementation\('sdpa'\)"):
+                model(**inputs)
+
+
+# --- hooks of others --------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def hooked(module: nn.Module, hook: Any) -> Iterator[None]:
+    handle = module.register_forward_hook(hook)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+def louder(module: nn.Module, args: Any, output: Tensor) -> Tensor:
+    return output * 1.5
+
+
+def louder_in_place(module: nn.Module, args: Any, output: Tensor) -> None:
+    output.mul_(1.5)
+
+
+@pytest.mark.parametrize("hook", [louder, louder_in_place])
+@pytest.mark.parametrize("texts", [(6,), (6, 9)])
+@pytest.mark.parametrize("inference", [False, True])
+def test_hooks_of_the_user_count_whenever_they_were_registered(hook: Any, texts: tuple[int, ...], inference: bool) -> None:
+    """Their module gives the full length; what they change, in place or not, is what the next layer gets."""
+    model: Any = tiny.make()
+    inputs, layer = tiny.prompts(model, texts), model.model.language_model.layers[3]
+    plain = logits(model, inputs)
+    with hooked(layer, louder):
+        run = invariants.equals_reference(model, inputs, PLAN, steps=2)
+    assert run.dropped
+    with hooked(layer, louder):
+        want = logits(model, inputs)
+    with torch.inference_mode(inference):
+        with hooked(layer, hook), prune(model, plan=PLAN):
+            before = model(**inputs).logits
+        with prune(model, plan=PLAN), hooked(layer, hook):
+            after = model(**inputs).logits
+    assert (want - plain).abs().max() > 1e-3
+    assert torch.equal(before, want)
+    assert torch.equal(after, want)
+
+
+# --- PEFT -------------------------------------------------------------------------------------------------------------
+
+
+class Low(nn.Module):
+    """A linear layer with a low-rank addition, as LoRA puts in the place of one."""
+
+    def __init__(self, base_layer: nn.Linear) -> None:
+        super().__init__()
+        self.base_layer = base_layer
+        torch.manual_seed(5)
+        self.low = nn.Parameter(torch.randn(base_layer.out_features, base_layer.in_features, dtype=base_layer.weight.dtype) * 0.3)
+
+    def forward(self, states: Tensor) -> Tensor:
+        out: Tensor = self.base_layer(states) + states @ self.low.t()
+        return out
+
+
+def adapted(model: Any, wrap: bool) -> None:
+    """Replace the projections that scores read, or add the same to their weights."""
+    for layer in model.model.language_model.layers:
+        for name in ("q_proj", "k_proj"):
+            low = Low(getattr(layer.self_attn, name))
+            if wrap:
+                setattr(layer.self_attn, name, low)
+            else:
+                low.base_layer.weight.data += low.low.data
+
+
+def test_a_model_wrapped_before_the_block_is_pruned_as_it_is() -> None:
+    model: Any = tiny.make()
+    inputs, merged = tiny.prompts(model), copy.deepcopy(model)
+    adapted(merged, wrap=False)
+    adapted(model, wrap=True)
+    wrapper: Any = SimpleNamespace(config=model.config, lm_head=model.lm_head, get_base_model=lambda: model)
+    want = logits(merged, inputs)
+    with torch.no_grad(), prune(wrapper, plan=PLAN) as run:
+        got = model(**inputs).logits
+    assert run.dropped
+    assert (got - want).abs().max() < 1e-9
+
+
+def test_a_model_wrapped_within_the_block_is_refused() -> None:
+    """Scores would be read from the layers that were replaced."""
+    model: Any = tiny.make()
+    inputs = tiny.prompts(model)
+    with torch.no_grad(), prune(model, plan=PLAN):
+        model(**inputs)
+        adapted(model, wrap=True)
+        with pytest.raises(UnsupportedModel, match=r"layer 0 of the language model was replaced .* first, then atp\.prune"):
+            model(**inputs)
+    with torch.no_grad(), prune(model, plan=Plan("uniform", (Step(Site("language", 1), 0.5),))) as run:
+        model(**inputs)
+    assert run.dropped
+
+
+def test_peft_itself() -> None:
+    peft = pytest.importorskip("peft")
+    model: Any = tiny.make()
+    inputs = tiny.prompts(model)
+    settings = peft.LoraConfig(r=2, target_modules=["q_proj", "k_proj"], init_lora_weights=False)
+    wrapped = peft.get_peft_model(model, settings).eval()
+    with torch.no_grad(), prune(wrapped, plan=PLAN) as run:
+        got, said = wrapped(**inputs).logits, wrapped.generate(**inputs, max_new_tokens=3, do_sample=False)
+    assert run.forwards == 2
+    merged = wrapped.merge_and_unload()
+    assert (got - logits(merged, inputs)).abs().max() < 1e-9
+    with prune(merged, plan=PLAN):
+        assert torch.equal(merged.generate(**inputs, max_new_tokens=3, do_sample=False), said)
