@@ -258,7 +258,10 @@ def test_a_prompt_with_unexpanded_image_tokens() -> None:
     inputs = tiny.prompts(model, (4, 4))
     ids = inputs["input_ids"]
     ids[0, 2], ids[1, -1] = 9, tiny.IMAGE  # one token of the first image has moved to the second prompt
-    with pytest.raises(BadInput, match="the prompts have 15, 17 image tokens, but their 2 images take 16, 16"), prune(model, plan=PLAN):
+    with (
+        pytest.raises(BadInput, match="the prompts have 15, 17 image tokens, but their 2 images take 16, 16"),
+        prune(model, plan=PLAN),
+    ):
         model(**inputs)
 
 

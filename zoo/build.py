@@ -40,9 +40,12 @@ def vocabulary() -> list[str]:
     return list(dict.fromkeys(pieces))
 
 
-def make_tokenizer() -> PreTrainedTokenizerFast:
-    """WordPiece over the closed vocabulary, lower case, `<s>` written by the chat template and not by the tokenizer."""
-    vocab = {piece: index for index, piece in enumerate(vocabulary())}
+def make_tokenizer(extra: tuple[str, ...] = ()) -> PreTrainedTokenizerFast:
+    """WordPiece over the closed vocabulary, lower case, `<s>` written by the chat template and not by the tokenizer.
+
+    `extra` are special tokens behind the vocabulary.
+    """
+    vocab = {piece: index for index, piece in enumerate([*vocabulary(), *extra])}
     core = Tokenizer(models.WordPiece(vocab, unk_token="<unk>", max_input_chars_per_word=40))
     core.normalizer = normalizers.BertNormalizer(lowercase=True)
     core.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
@@ -54,7 +57,7 @@ def make_tokenizer() -> PreTrainedTokenizerFast:
         eos_token="</s>",
         pad_token="<pad>",
         unk_token="<unk>",
-        additional_special_tokens=["<image>", "USER:", "ASSISTANT:"],
+        additional_special_tokens=["<image>", "USER:", "ASSISTANT:", *extra],
         padding_side="left",
         model_input_names=["input_ids", "attention_mask"],
     )

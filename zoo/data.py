@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import numpy as np
 import torch
@@ -42,6 +42,12 @@ class Batch:
     nouns: Tensor  # [n,2] (image, place in K*T) of every question token that names a category
     where: Tensor  # [n,P] bool, the patches that it names; all False where there is none
     tinted: Tensor  # [n] bool, whether a colour word comes before it
+
+    def to(self, device: torch.device) -> Batch:
+        """The batch on a device, copied without waiting where it can be."""
+        pin = device.type == "cuda"
+        parts = (getattr(self, field.name) for field in fields(self))
+        return Batch(*((p.pin_memory() if pin else p).to(device, non_blocking=pin) for p in parts))
 
 
 def patch_labels(scene: Scene, owner: np.ndarray) -> tuple[np.ndarray, ...]:

@@ -1,4 +1,4 @@
-"""Accuracy of a checkpoint on held-out scenes by kind of question: `python zoo/evaluate.py [STAGE] [--questions N]`.
+"""Accuracy of a checkpoint on held-out scenes by kind of question: `python zoo/evaluate.py [STAGE] [--backbone B]`.
 
 Runs the packed forward (equal to transformers' own, see tests/zoo), so thousands of questions take seconds.
 """
@@ -9,51 +9,49 @@ import argparse
 from collections import Counter
 
 import torch
-from build import make_model, vocabulary
-from data import PREFIX, make_batch, pack
-from losses import PATCHES, Heads, parts
-from packed import TEXT_START, language, phases, tower
-from torch.nn import functional as F
-from train import LENGTH, QUESTIONS, RUNS, STAGES
+from backbones import BACKBONES, get
+from build import vocabulary
+from data import make_batch, pack
+from feed import LENGTH, QUESTIONS, STAGES
+from losses import Heads
+from train import Job
 
 from atp.scenes import ask, make_scene
 
 
 @torch.no_grad()
-def main() -> None:
+def main(words: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("stage", nargs="?", default="joint", choices=STAGES)
+    parser.add_argument("--backbone", default="llava", choices=BACKBONES)
+    parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
     parser.add_argument("--questions", type=int, default=2000)
     parser.add_argument("--split", default="val")
-    args = parser.parse_args()
+    args = parser.parse_args(words)
     torch.set_num_threads(1)
-    state = torch.load(RUNS / f"{args.stage}.pt", weights_only=True)
-    model, heads = make_model(), Heads()
+    device = torch.device(args.device)
+    backbone = get(args.backbone)
+    state = torch.load(Job(args.stage, 0.0, args.backbone).path(args.stage), weights_only=True)
+    model, heads = backbone.make_model(), Heads(side=backbone.side * backbone.resampled)
     model.load_state_dict(state["model"])
     heads.load_state_dict(state["heads"], strict=False)
-    model, heads = model.bfloat16().eval(), heads.bfloat16().eval()
-    vision, projector, text = parts(model)
+    model, heads = model.to(device, torch.bfloat16).eval(), heads.to(device, torch.bfloat16).eval()
     vocab = {piece: i for i, piece in enumerate(vocabulary())}
-    embed = text.embed_tokens.weight
+    embed = backbone.embed(model)
     right, total = Counter[str](), Counter[str]()
     dense = Counter[str]()
     images = -(-args.questions // QUESTIONS)
-    start = TEXT_START + PATCHES
-    rope_p = phases(text, torch.arange(start), torch.bfloat16)
-    rope_t = phases(text, torch.arange(start, start + LENGTH), torch.bfloat16)
-    visible = torch.full((LENGTH, LENGTH), float("-inf"), dtype=torch.bfloat16).triu(1)
     for first in range(0, images, 10):
         seeds = list(range(first, min(first + 10, images)))
-        batch = make_batch(seeds, vocab, QUESTIONS, LENGTH, split=args.split)
-        features = tower(vision, batch.pixels.bfloat16())
+        batch = make_batch(seeds, vocab, QUESTIONS, LENGTH, split=args.split).to(device)
+        features = backbone.tower(backbone.vision(model), batch.pixels.bfloat16())
         _, shown = heads.loss(features, batch)
-        dense.update(shown)
+        dense.update({key: float(value) for key, value in shown.items()})
         dense["batches"] += 1
         if args.stage == "vision":
             continue
-        image = projector(features[:, 1:])
-        prefix = torch.cat([embed[torch.tensor(PREFIX)].expand(len(seeds), -1, -1), image], 1)
-        hidden, _, _ = language(text, prefix, F.embedding(batch.tokens, embed), visible, rope_p, rope_t)
+        image, _ = backbone.connect(model, features)
+        hidden, _, _ = backbone.language(*backbone.arguments(model, image, batch.tokens, LENGTH))
         guess = (hidden @ embed.T).argmax(-1)
         good = ((guess == batch.targets) | (batch.targets < 0)).view(len(seeds), QUESTIONS, LENGTH).all(-1)
         for row, seed in enumerate(seeds):

@@ -8,6 +8,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+VECTORS = ("master", "m", "v", "ema")
+
 
 class Flat:
     """fp32 master weights, AdamW moments and EMA of a parameter list, each one flat vector."""
@@ -17,7 +19,7 @@ class Flat:
         self.master = torch.cat([p.detach().float().flatten() for p in params])
         self.m, self.v = torch.zeros_like(self.master), torch.zeros_like(self.master)
         self.ema = self.master.clone()
-        self.decay = torch.cat([torch.full((p.numel(),), 0.03 if p.ndim > 1 else 0.0) for p in params])
+        self.decay = torch.cat([torch.full((p.numel(),), 0.03 if p.ndim > 1 else 0.0, device=p.device) for p in params])
         self.step_count = 0
 
     def step(self, rate: float, workers: int) -> float:
@@ -39,11 +41,20 @@ class Flat:
         self.write(self.master)
         return norm
 
+    def state(self) -> dict[str, Tensor]:
+        """What a checkpoint holds, on the CPU."""
+        return {key: getattr(self, key).cpu() for key in VECTORS}
+
+    def resume(self, state: dict[str, Tensor], steps: int) -> None:
+        """Go on from `state` after so many steps."""
+        for key in VECTORS:
+            setattr(self, key, state[key].to(self.master.device))
+        self.step_count = steps
+
     def write(self, vector: Tensor) -> None:
         """Copy a flat vector into the parameters."""
-        at = 0
+        parts = vector.split([p.numel() for p in self.params])
         with torch.no_grad():
-            for p in self.params:
-                p.copy_(vector[at : at + p.numel()].view_as(p))
-                p.grad = None
-                at += p.numel()
+            torch._foreach_copy_(self.params, [part.view_as(p) for part, p in zip(parts, self.params, strict=True)])
+        for p in self.params:
+            p.grad = None

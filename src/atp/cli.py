@@ -20,6 +20,7 @@ from rich.table import Table
 from rich.text import Text
 
 import atp
+from atp.bench.command import bench
 from atp.errors import AtpError, BadInput
 from atp.evals.harness import command
 
@@ -164,6 +165,7 @@ def demo(
 
 app.command("eval")(command.evaluate)
 app.command()(command.report)
+app.command()(bench)
 
 
 def _print_comparison(result: Comparison) -> None:

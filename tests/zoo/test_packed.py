@@ -1,55 +1,67 @@
-"""The packed training forward computes what transformers' LLaVA computes on each question alone."""
+"""The packed training forward of every backbone computes what the true transformers class computes on each question alone."""
 
 from __future__ import annotations
 
-from pathlib import Path
+from collections.abc import Callable
+from typing import Any
 
-import pytest
 import torch
 
-ZOO = Path(__file__).parents[2] / "zoo"
 
-
-@pytest.fixture(autouse=True)
-def _zoo_on_path(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.syspath_prepend(str(ZOO))
-
-
-def test_packed_questions_equal_single_questions() -> None:
+def test_packed_questions_equal_single_questions(name: str) -> None:
+    import backbones
     import build
-    import packed
-    from data import PREFIX
 
     torch.manual_seed(0)
-    model = build.make_model().double().eval()
-    vocab = model.config.text_config.vocab_size
-    core = model.model
-    tower, text = getattr(core.vision_tower, "vision_model", core.vision_tower), core.language_model
+    backbone = backbones.get(name)
+    model = backbone.make_model().double().eval()
     pixels = torch.randn(2, 3, build.SIZE, build.SIZE, dtype=torch.float64)
     questions, length = 3, 7
-    tokens = torch.randint(len(build.SPECIAL), vocab, (2, questions * length))
-    start = packed.TEXT_START + 196
+    tokens = torch.randint(len(build.SPECIAL), len(build.vocabulary()), (2, questions * length))
     with torch.no_grad():
-        image = core.multi_modal_projector(packed.tower(tower, pixels)[:, 1:])
-        embed = text.embed_tokens.weight
-        prefix = torch.cat([embed[torch.tensor(PREFIX)].expand(2, -1, -1), image], 1)
-        visible = torch.full((length, length), float("-inf"), dtype=torch.float64).triu(1)
-        hidden, _, _ = packed.language(
-            text,
-            prefix,
-            embed[tokens],
-            visible,
-            packed.phases(text, torch.arange(start), torch.float64),
-            packed.phases(text, torch.arange(start, start + length), torch.float64),
-        )
-        logits = (hidden @ embed.T).view(2, questions, length, vocab)
+        image, _ = backbone.connect(model, backbone.tower(backbone.vision(model), pixels))
+        hidden, _, _ = backbone.language(*backbone.arguments(model, image, tokens, length))
+        logits = (hidden @ backbone.embed(model).T).view(2, questions, length, -1)
         for k in range(questions):
-            one = tokens.view(2, questions, length)[:, k]
-            head = torch.tensor([[*PREFIX, *[build.IMAGE] * 196]]).expand(2, -1)
-            ids = torch.cat([head, one], 1)
-            expected = model(input_ids=ids, pixel_values=pixels).logits[:, start:]
-            # transformers keeps rotary phases and norms in fp32: the bound is fp32's
+            expected = model(**backbone.inputs(tokens.view(2, questions, length)[:, k], pixels)).logits[:, -length:]
+            # transformers keeps some rotary phases and norms in fp32: the bound is fp32's
             torch.testing.assert_close(logits[:, k], expected, atol=2e-5, rtol=1e-4)
+
+
+def test_guided_attention_is_part_of_a_distribution_and_asking_for_it_changes_nothing(name: str) -> None:
+    import backbones
+    import build
+
+    torch.manual_seed(0)
+    backbone = backbones.get(name)
+    model = backbone.make_model().eval()
+    tokens = torch.randint(len(build.SPECIAL), len(build.vocabulary()), (2, 14))
+    with torch.no_grad():
+        image, looks = backbone.connect(model, backbone.tower(backbone.vision(model), torch.randn(2, 3, build.SIZE, build.SIZE)))
+        plain, _, none = backbone.language(*backbone.arguments(model, image, tokens, 7))
+        hidden, middle, seen = backbone.language(*backbone.arguments(model, image, tokens, 7), True)
+    assert torch.equal(plain, hidden) and not none and middle.shape == hidden.shape
+    assert seen and bool(looks) == backbone.resampled
+    for attention in seen:
+        to_image, to_start = backbone.split(attention)
+        total = to_image.sum(-1) + (0 if to_start is None else to_start)
+        assert to_image.shape[-1] == backbone.side**2 and bool((total <= 1 + 1e-5).all()) and bool((to_image > 0).all())
+    for look in looks:
+        assert look.shape[-2:] == (backbone.side**2, backbones.PATCHES) and bool((look.sum(-1) <= 1 + 1e-5).all())
+
+
+def test_processor_lays_a_question_out_as_in_training(name: str, ask_one: Callable[[Any, str], dict[str, Any]]) -> None:
+    import backbones
+    import build
+
+    backbone = backbones.get(name)
+    vocab = {piece: i for i, piece in enumerate(build.vocabulary())}
+    question = "Is the red car left of the boats?"
+    found = ask_one(backbone.make_processor(), question)
+    tokens = torch.tensor([[*build.tokens_of(question, vocab), build.ASSISTANT]])
+    expected = backbone.inputs(tokens, found["pixel_values"].view(1, 3, build.SIZE, build.SIZE))
+    for key, value in expected.items():
+        assert torch.equal(found[key], value), key
 
 
 def test_fast_tokenizing_equals_the_shipped_tokenizer() -> None:

@@ -54,6 +54,7 @@ class StackPass:
         self.armed = False
         self.full: Tensor | None = None  # residual before the running layer
         self.first: Tensor | None = None  # residual before layer 0
+        self.merged: list[tuple[Tensor, Tensor]] = []  # residuals before and after tokens were merged
         self._narrow: tuple[Tensor, Tensor, int | None] | None = None  # last full output, the rows it was made of, its version
         self._memo: dict[tuple[Any, ...], tuple[Any, ...]] = {}
         if census is not None and census.counts != census.started:
@@ -80,6 +81,7 @@ class StackPass:
             self.first = call.hidden
         states = self._decide(layer, call.hidden)
         if states is not call.hidden:
+            self.merged.append((call.hidden, states))
             call, self.full = replace(call, hidden=states), states
         store = None
         if call.cache is not None:
@@ -207,7 +209,13 @@ class StackPass:
             setattr(self.capture, which, self.view.projected(which, output.detach()))
 
     def widen(self, state: Tensor) -> Tensor:
-        """Give back the full length to the one state that is recorded before our hooks: the input of layer 0."""
+        """Mend a recorded state: the input of layer 0 had no full length yet, and what a site merged it recorded unmerged.
+
+        LLaVA takes its features from the input of the tower's last layer.
+        """
+        for before, after in self.merged:
+            if state is before:
+                return after
         if self.first is None or state.shape[1] == self.first.shape[1]:
             return state
         return self.first

@@ -27,7 +27,7 @@ from atp.evals.items import Item, scene_items
 from atp.evals.runner import Result, evaluate, prepared
 from atp.evals.stats import paired_bootstrap
 from atp.loading import SHIPPED, load
-from atp.methods import list_methods
+from atp.methods import METHODS, list_methods
 from atp.scenes.questions import KINDS
 
 RANDOM_SEEDS = (0, 1, 2)
@@ -61,6 +61,11 @@ def settings(
             continue
         rows.append((name, {"budget": asked, "method": method, "workload": workload, **options}, remark))
     return rows
+
+
+def untrained() -> list[str]:
+    """All methods but the unpruned one and those that need weights of their own."""
+    return [name for name in list_methods() if name not in ("none", "atp") and not METHODS.get(name).trained]
 
 
 def merged(name: str, results: Sequence[Result]) -> Result:
@@ -201,7 +206,7 @@ def main(
 ) -> None:
     """Measure the table of methods."""
     loaded, processor = load(model)
-    chosen = [name for name in list_methods() if name not in ("none", "atp")] if methods == "all" else methods.split(",")
+    chosen = untrained() if methods == "all" else methods.split(",")
     table = measure(loaded, processor, list(scene_items(questions, split)), budget, batch, model, chosen) | {"split": split}
     out.mkdir(parents=True, exist_ok=True)
     (out / "table.json").write_text(json.dumps(table, indent=1) + "\n", encoding="utf-8")

@@ -1,0 +1,124 @@
+"""What a benchmark shall do, read from the command line and checked. Knows nothing of models."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from typing import Any, TypeVar
+
+from atp.errors import BadInput
+from atp.loading import check_dtype
+
+SHORT = {"bf16": "bfloat16", "fp32": "float32", "fp16": "float16"}
+LEAST = 3
+"""Fewer rounds have no quartiles worth the name."""
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Settings:
+    """One benchmark.
+
+    Attributes:
+        model: a shipped name, a folder or a hub id; None where `arch` is given.
+        arch: name of an architecture, built at its true size with random weights.
+        methods, budgets: every method at every budget is one side.
+        batches, answers: every batch size with every answer length is one case.
+        devices: e.g. "cpu", "cuda:0"; "" = a GPU if there is one.
+        dtype: of the weights; None = bfloat16 for an architecture, else what `atp.load` takes.
+        rounds, warmup: how often each side is timed, and how often it runs before that.
+        text: words of a prompt, for an architecture.
+        tiles: images of the tower in a prompt, for an architecture; None = those of a typical image.
+        image: file, for a model; None = a drawn scene.
+        threads: of the host; None = torch's own choice.
+        seed: of weights, prompts and random pruning.
+    """
+
+    model: str | None = None
+    arch: str | None = None
+    methods: tuple[str, ...] = ("atp",)
+    budgets: tuple[float, ...] = (0.6,)
+    batches: tuple[int, ...] = (1,)
+    answers: tuple[int, ...] = (8,)
+    devices: tuple[str, ...] = ("",)
+    dtype: str | None = None
+    rounds: int = 5
+    warmup: int = 1
+    text: int = 32
+    tiles: int | None = None
+    image: str | None = None
+    threads: int | None = None
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.model and self.arch:
+            raise BadInput(f"both --model {self.model} and --arch {self.arch} say what to measure; give one of them")
+        if self.arch and self.image:
+            raise BadInput("--image is for a model with a processor; an --arch sees noise of its own size; leave it away")
+        for name, value, least in (("--rounds", self.rounds, 1), ("--warmup", self.warmup, 1), ("--threads", self.threads, 1)):
+            if value is not None and value < least:
+                raise BadInput(f"{name} is at least {least}, got {value}; e.g. {name} {max(least, 2)}")
+
+    @property
+    def subject(self) -> str:
+        """What is measured, in a word."""
+        return self.arch or self.model or "atp-mini-llava"
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain values."""
+        return {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(self).items()}
+
+
+def words(option: str, text: str) -> tuple[str, ...]:
+    """Read a comma-separated list, each once.
+
+    Raises:
+        BadInput: it is empty.
+    """
+    found = tuple(dict.fromkeys(part.strip() for part in text.split(",") if part.strip()))
+    if not found:
+        raise BadInput(f"{option} is empty ({text!r}); expected one or more, separated by commas")
+    return found
+
+
+def numbers(option: str, text: str, example: str) -> tuple[int, ...]:
+    """Read a comma-separated list of whole numbers >= 1.
+
+    Raises:
+        BadInput: naming the part that is none.
+    """
+    return _each(option, text, example, int, lambda value: value >= 1, "whole numbers >= 1")
+
+
+def shares(option: str, text: str) -> tuple[float, ...]:
+    """Read a comma-separated list of shares below 1: at 1 there is nothing to compare.
+
+    Raises:
+        BadInput: naming the part that is none.
+    """
+    return _each(option, text, "0.6,0.4", float, lambda value: 0 < value < 1, "shares of the FLOPs between 0 and 1")
+
+
+def _each(
+    option: str, text: str, example: str, read: Callable[[str], T], good: Callable[[T], bool], expected: str
+) -> tuple[T, ...]:
+    found = []
+    for part in words(option, text):
+        try:
+            value = read(part)
+        except ValueError:
+            value = None
+        if value is None or not good(value):
+            raise BadInput(f"{option} takes {expected}, separated by commas, got {part!r}; e.g. {option} {example}")
+        found.append(value)
+    return tuple(found)
+
+
+def dtype(name: str | None) -> str | None:
+    """Return the name of a dtype that models are loaded in; bf16, fp32 and fp16 are short for three.
+
+    Raises:
+        BadInput: an unknown one.
+    """
+    return None if name is None else check_dtype(SHORT.get(name, name))

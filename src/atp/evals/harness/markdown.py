@@ -1,0 +1,135 @@
+"""The tables of a report as rows of text, for Markdown and for the page. Knows the plain values of `report.build` only."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from atp.evals.harness.gather import PARTS
+
+NOTHING = "-"
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table with its title; `note` stands below it."""
+
+    title: str
+    columns: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+    note: str = ""
+
+
+def tables(task: Mapping[str, Any]) -> list[Table]:
+    """Return the tables of one task that have rows."""
+    found = [_accuracy(task), _official(task), _robustness(task), _disturbed(task), _swapped(task)]
+    return [table for table in found if table.rows]
+
+
+def lead(told: Mapping[str, Any]) -> str:
+    """Return one paragraph on what was measured, and with what."""
+    settings = told["settings"]
+    limit = f", {settings['limit']} items a task" if settings["limit"] else ""
+    return (
+        f"{told['model']} on {told['data']}{limit}; seed {settings['seed']}, batches of at most {settings['batch']}. "
+        f"Intervals: 95 %, paired bootstrap over images against the unpruned model. Versions: {'; '.join(told['versions'])}."
+    )
+
+
+def markdown(told: Mapping[str, Any]) -> str:
+    """Return the whole report as Markdown."""
+    lines = ["# Evaluation", "", lead(told)]
+    for task in told["tasks"]:
+        lines += ["", f"## {task['name']}"]
+        for table in tables(task):
+            lines += ["", f"**{table.title}**", "", _line(table.columns), _line(["---"] * len(table.columns))]
+            lines += [_line(row) for row in table.rows]
+            lines += ["", table.note] if table.note else []
+    return "\n".join(lines)
+
+
+def _accuracy(task: Mapping[str, Any]) -> Table:
+    columns = ("setting", "answered", task["metric"], "minus unpruned", "FLOPs", *(f"{part} GF" for part in PARTS))
+    rows, notes = [], []
+    for row in task["rows"]:
+        if row.get("refused"):
+            lowest = f"; lowest {row['lowest']:g}" if row["lowest"] is not None else ""
+            notes.append(f"{row['name']}: {row['refused']}.")
+            rows.append((row["name"], f"not possible{lowest}", *[NOTHING] * (len(columns) + 1)))
+            continue
+        parts = row["gflops"] or {}
+        rows.append(
+            (
+                row["name"],
+                f"{row['answered']} of {task['items']}",
+                _number(row["score"]),
+                interval(row["against_unpruned"]),
+                _number(row["flops_share"], 3),
+                *(_number(parts.get(part), 4) for part in PARTS),
+                _number(row["flips"], 1),
+                _number(row["equivalent_tokens"], 1),
+                _number(row["ms"], 1),
+            )
+        )
+        if row["nan"]:
+            notes.append(f"{row['name']}: {row['nan']} answers had NaN logits and count as empty.")
+    notes.append("FLOPs: share of the unpruned model's for the same answers, then 10^9 an item by part. ms: median an item.")
+    return Table("Accuracy and cost", (*columns, "flips %", "tokens", "ms"), tuple(rows), " ".join(notes))
+
+
+def _official(task: Mapping[str, Any]) -> Table:
+    names = list(dict.fromkeys(name for values in task["official"].values() for name in values))
+    rows = tuple((label, *(_number(values.get(n)) for n in names)) for label, values in task["official"].items())
+    if not rows and task["without_official"]:
+        rows = ((f"left out: {task['without_official']}",),)
+        return Table("The task's own metrics", ("",), rows)
+    return Table("The task's own metrics, over all answers", ("setting", *names), rows)
+
+
+def _robustness(task: Mapping[str, Any]) -> Table:
+    columns = ("setting", "mCE", "relative mCE", "retained", "unpruned retains", "difference", "extra points lost", "verdict")
+    rows = []
+    for label, found in task["robustness"].items():
+        if "why" in found:
+            rows.append((label, *[NOTHING] * (len(columns) - 2), found["why"]))
+            continue
+        mine, theirs = (_number(value, 1) for value in found["retained"])
+        intervals = [interval(found[n], False) for n in ("mce", "relative_mce")]
+        signed = [interval(found[n]) for n in ("retained_gap", "extra_drop")]
+        rows.append((label, *intervals, mine, theirs, *signed, found["verdict"]))
+    note = (
+        f"On {task['robust_metric']}. mCE: errors under disturbance in per cent of the unpruned model's (100 = as many); "
+        "relative: errors beyond the clean ones. Retained: share of the clean score that is left."
+    )
+    return Table("Robustness, pruned against unpruned", columns, tuple(rows), note)
+
+
+def _disturbed(task: Mapping[str, Any]) -> Table:
+    return _by_disturbance(f"{task['robust_metric']} by disturbance", task["disturbed"], 2)
+
+
+def _swapped(task: Mapping[str, Any]) -> Table:
+    return _by_disturbance("Answers changed where words were replaced, %", task["swapped"], 1)
+
+
+def _by_disturbance(title: str, found: Mapping[str, Mapping[str, float | None]], digits: int) -> Table:
+    labels = list(next(iter(found.values()), {}))
+    rows = tuple((name, *(_number(values.get(label), digits) for label in labels)) for name, values in found.items())
+    return Table(title, ("disturbance", *labels), rows)
+
+
+def interval(value: Mapping[str, float] | None, signed: bool = True) -> str:
+    """Return a mean with its bounds."""
+    if value is None:
+        return NOTHING
+    mean, low, high = (f"{value[name]:+.2f}" if signed else f"{value[name]:.1f}" for name in ("mean", "low", "high"))
+    return f"{mean} [{low}, {high}]"
+
+
+def _number(value: float | None, digits: int = 2) -> str:
+    return NOTHING if value is None or value != value else f"{value:.{digits}f}"
+
+
+def _line(cells: Sequence[str]) -> str:
+    return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"

@@ -1,0 +1,134 @@
+"""`atp report`: from records to tables, pictures and a page. Knows numbers and names, no model."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from atp.errors import AtpError, BadInput
+from atp.evals.harness import asking, gather
+from atp.evals.harness.execute import CLEAN
+from atp.evals.harness.gather import Gathered
+from atp.evals.harness.markdown import markdown
+from atp.evals.harness.page import page
+from atp.evals.harness.pareto import pareto
+from atp.evals.harness.robust import robustness
+from atp.evals.harness.settings import REFERENCE, Settings
+from atp.evals.stats import paired_bootstrap
+from atp.evals.tasks import Task
+from atp.evals.tasks.base import REGISTRY as TASKS
+
+
+def write(folders: Sequence[Path], out: Path) -> tuple[str, Path]:
+    """Write `report.json`, `report.md`, `pareto-<task>.svg` and `index.html`; return the tables as text, and the page's path.
+
+    Args:
+        folders: of one run.
+        out: made if absent.
+
+    Raises:
+        BadInput: see `gather`; or `out` cannot be written.
+    """
+    found = gather.gather(folders)
+    told = build(found, opened(found, folders))
+    pictures = {task["name"]: pareto(task) for task in told["tasks"]}
+    text = markdown(told)
+    files = {"report.json": json.dumps(told, indent=1, allow_nan=False) + "\n", "report.md": text + "\n"}
+    files |= {f"pareto-{name.replace(':', '-')}.svg": svg for name, svg in pictures.items() if svg}
+    files["index.html"] = page(told, pictures)
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        for name, content in files.items():
+            (out / name).write_text(content, encoding="utf-8")
+    except OSError as error:
+        raise BadInput(f"cannot write the report to {str(out)!r}: {error.strerror}; choose another folder with --out") from None
+    return text, out / "index.html"
+
+
+def opened(found: Gathered, folders: Sequence[Path]) -> dict[str, Task | str]:
+    """Open the tasks again for the metrics over all answers; the reason where the files are gone or changed."""
+    settings = Settings.from_dict(found.header["settings"])
+    drawn = [folder / "data" for folder in folders if (folder / "data").is_dir()]
+    place = Path(settings.data) if settings.data else (drawn[0] if drawn else folders[0] / "data")
+    out: dict[str, Task | str] = {}
+    for name, items in found.header["items"].items():
+        try:
+            one = Settings.from_dict(settings.to_dict() | {"tasks": [name]})
+            task = asking.open_all(one, place, asking.plain(settings))[name]
+        except AtpError as error:
+            out[name] = str(error)
+            continue
+        out[name] = (
+            task if asking.digest(task) == items["digest"] else f"the files in {str(place)!r} are not those that were asked"
+        )
+    return out
+
+
+def build(found: Gathered, tasks: dict[str, Task | str]) -> dict[str, Any]:
+    """Return everything that tables, plots and page show, as plain values.
+
+    Args:
+        found: the records.
+        tasks: from `opened`; without them the metrics over all answers are left out.
+    """
+    settings = found.header["settings"]
+    return {
+        "model": settings["model"],
+        "settings": settings,
+        "data": settings["data"] or f"{settings['scenes']} generated scenes",
+        "versions": found.versions,
+        "files": [str(path) for path in found.files],
+        "tasks": [_task(found, name, tasks.get(name, "not opened")) for name in found.tasks],
+    }
+
+
+def _task(found: Gathered, name: str, task: Task | str) -> dict[str, Any]:
+    primary = TASKS.get(name.partition(":")[0]).primary
+    cells = found.cells(name)
+    official = {} if isinstance(task, str) else {label: metrics(task, found.of(name, CLEAN, label)) for label in cells}
+    official = {label: values for label, values in official.items() if values}
+    return {
+        "name": name,
+        "metric": primary,
+        "items": found.header["items"][name]["count"],
+        "rows": [row(found, name, label, primary) for label in cells],
+        "official": official,
+        "without_official": task if isinstance(task, str) else "",
+        **robustness(found, name, primary),
+    }
+
+
+def row(found: Gathered, task: str, label: str, metric: str) -> dict[str, Any]:
+    """Sum up one setting on the clean items of a task."""
+    cell = found.cells(task)[label]
+    entries, base = found.of(task, CLEAN, label), gather.reference(found, task)
+    told: dict[str, Any] = {"name": label, "plan": cell["plan_id"], "answered": len(entries), **gather.cost(entries)}
+    if "refused" in cell:
+        told |= {"plan": None, "refused": cell["refused"], "lowest": cell["lowest"]}
+    own = [item for item, entry in entries.items() if metric in entry.scores]
+    told["score"] = float(100 * gather.scores(entries, own, metric).mean()) if own else None
+    both = gather.shared(entries, base, metric)
+    told["against_unpruned"] = told["flips"] = None
+    if label != REFERENCE and both:
+        pair = (gather.scores(entries, both, metric), gather.scores(base, both, metric))
+        told["against_unpruned"] = asdict(paired_bootstrap(*pair, gather.images(base, both)))
+    if label != REFERENCE and entries.keys() & base.keys():
+        told["flips"] = gather.flips(entries, base)
+    return told
+
+
+def metrics(task: Task, entries: dict[str, gather.Entry]) -> dict[str, float]:
+    """Score the answers that are there by the task's own rules, over all of them; empty where there is no answer or no truth."""
+    asked = [example for example in task.examples if example.key in entries]
+    if not asked:
+        return {}
+    try:
+        rated = asking.part(task, asked).score({key: entry.answer for key, entry in entries.items()})
+    except BadInput:  # the answers of this split are not public
+        return {}
+    return {name: float(value) for name, value in rated.metrics.items() if not np.isnan(value)}
