@@ -112,6 +112,9 @@ def methods() -> None:
     Console().print(table)
 
 
+SITES = "Sites are at any layer of vision and language, and at pixels:0."
+
+
 @app.command()
 def models() -> None:
     """List the model types that can be pruned, where, and what is not possible; any of their checkpoints is a --model."""
@@ -119,7 +122,7 @@ def models() -> None:
     from atp.loading import SHIPPED
 
     table = _table("model type", "sites", "connector takes", "towers", "language models")
-    limits = []
+    limits, graphs = [], []
     for kind in [*sorted(ADAPTERS), *GENERIC]:
         family = adapter_class(kind)
         sites = [*family.stacks, *["pixels"] * family.resizable]
@@ -127,8 +130,14 @@ def models() -> None:
         takes = CONNECTS[family.connects] if "vision" in family.stacks else "-"
         table.add_row(kind, "\n".join(sites), takes, *(names.replace(", ", "\n") for names in tried))
         limits += [f"{kind}: {limit}" for limit in family.limits]
+        graphs += [kind] * family.graphs
     Console().print(table)
-    Console().print(Text("\n".join(["Sites are at any layer of vision and language, and at pixels:0.", *limits])), soft_wrap=True)
+    Console().print(
+        Text(
+            "\n".join([SITES, f"With fixed counts one graph for torch.compile and torch.export: {', '.join(graphs)}.", *limits])
+        ),
+        soft_wrap=True,
+    )
     Console().print(Text(f"{SHIPPED} (a llava) is shipped: atp run --image cat.png --question ..."), soft_wrap=True)
 
 

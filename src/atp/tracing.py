@@ -21,7 +21,7 @@ ADAPTIVE = (
 )
 SIZES = (
     "this adapter reads the sizes of images on the host, so torch.compile and torch.export cannot trace its model; call it "
-    "without torch.compile (they work for llava, vipllava, internvl, paligemma and gemma3)"
+    "without torch.compile (`atp models` names the types that are one graph)"
 )
 LOOPS = (
     "this method chooses in a loop whose length depends on the input, so torch.compile and torch.export cannot trace it; use "

@@ -23,7 +23,6 @@ class InternVL(Scattered):
     """`InternVLForConditionalGeneration`."""
 
     model_types: ClassVar[tuple[str, ...]] = ("internvl",)
-    graphs: ClassVar[bool] = True
     towers: ClassVar[tuple[str, ...]] = ("internvl_vision",)
     texts: ClassVar[tuple[str, ...]] = ("llama", "qwen2", "qwen3")
     connects: ClassVar[str] = "rows"

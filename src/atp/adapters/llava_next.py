@@ -41,6 +41,7 @@ class LlavaNext(Llava):
     model_types: ClassVar[tuple[str, ...]] = ("llava_next",)
     mask_place: ClassVar[int] = 3
     tiles: ClassVar[int] = 5
+    graphs: ClassVar[bool] = False
 
     def has_pixels(self, args: Args, kwargs: Kwargs) -> bool:
         pixels = named(kwargs, args, "pixel_values", 1)

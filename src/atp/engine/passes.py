@@ -211,7 +211,7 @@ class StackPass:
     def widen(self, state: Tensor) -> Tensor:
         """Mend a recorded state: the input of layer 0 had no full length yet, and what a site merged it recorded unmerged.
 
-        LLaVA takes its features from the input of the tower's last layer.
+        Models that take their features from a recorded state would not see the merge otherwise.
         """
         for before, after in self.merged:
             if state is before:

@@ -178,7 +178,7 @@ def class_attention(tokens: Tokens) -> Tensor:
 
 
 def tower_end(shape: ModelShape) -> tuple[Site, ...]:
-    """The input of the tower's last layer: what LLaVA takes its features from, and the last site a tower has."""
+    """The input of the tower's last layer: the last site a tower has, and what many models take their features from."""
     return (Site("vision", max(1, shape.vision.layers - 1)),)
 
 
