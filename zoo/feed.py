@@ -30,7 +30,7 @@ class Recipe:
     long: bool = False
     """Seeds of the workers interleave, so that there is no end to them; else each has a million."""
     captions_every: int = 16
-    """In the joint stage, one batch in so many asks for captions."""
+    """One batch in so many asks for captions, 0 = none; in the language stage once words have begun to mean something."""
 
     def most(self, done: float) -> int:
         """Most objects of a scene: few at first."""
@@ -44,8 +44,13 @@ class Recipe:
             base = (STAGES.index(self.stage) * 500 + self.rank) * 1_000_000 + step * self.size
         return list(range(base, base + self.size))
 
+    def captions(self, step: int, done: float) -> bool:
+        """Whether this step's batch asks for captions instead of answers."""
+        begun = self.stage == "joint" or (self.stage == "language" and done > 0.1)
+        return begun and self.captions_every > 0 and step % self.captions_every == self.captions_every - 1
+
     def __call__(self, step: int, done: float) -> tuple[Batch, int, bool]:
-        captions = self.stage == "joint" and step % self.captions_every == self.captions_every - 1
+        captions = self.captions(step, done)
         count, length = (1, CAPTION_LENGTH) if captions else (QUESTIONS if self.stage != "vision" else 0, LENGTH)
         # users' pictures are larger and get resized
         drawn = 224 if self.stage != "vision" and done > 0.4 and step % 2 else SIZE

@@ -236,7 +236,7 @@ def parse(words: list[str] | None = None) -> Job:
     )
     parser.add_argument("--batch", type=int, default=0, help="images a worker's step takes; default: by stage and device")
     parser.add_argument("--rate", type=float, default=0.0, help="highest learning rate; default: by stage")
-    parser.add_argument("--captions-every", type=int, default=16, help="joint: one batch in so many asks for captions")
+    parser.add_argument("--captions-every", type=int, default=16, help="one batch in so many asks for captions; 0: none")
     parser.add_argument("--leg", type=float, default=math.inf, help="end after so many minutes and leave the rest to another leg")
     parser.add_argument("--steps", type=int, default=sys.maxsize, help="end after so many steps, likewise")
     parser.add_argument("--start", help="checkpoint whose weights the stage begins with, instead of the stage before")
