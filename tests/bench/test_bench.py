@@ -16,8 +16,9 @@ from atp.adapters import adapt
 from atp.adapters.examples import MAKERS
 from atp.bench import execute, subject
 from atp.bench.clock import HostClock
-from atp.bench.measure import Side, generate
+from atp.bench.measure import generate
 from atp.bench.settings import Settings
+from atp.bench.sides import Side
 from atp.bench.subject import Subject, check_room, explained
 from atp.budget.cost import cache_bytes
 from atp.cli import main
@@ -40,7 +41,7 @@ def tiny(monkeypatch: pytest.MonkeyPatch) -> None:
     """A tiny model of the true class stands for an architecture."""
     made = FAMILIES["llava-clip-llama"].make
 
-    def small(name: str, device: str = "meta") -> Any:
+    def small(name: str, device: str = "meta", depth: float = 1.0) -> Any:
         return made(dtype=torch.float32).to(device)
 
     monkeypatch.setattr(subject, "skeleton", small)
@@ -113,6 +114,8 @@ def test_parts_of_every_family(name: str) -> None:
             parts = {part: took for part, took in sample.seconds.items() if part != "total"}
             assert sum(parts.values()) == pytest.approx(sample.seconds["total"])
             assert parts["vision"] > 0 and parts["prefill"] > 0
+            assert set(sample.hooks) == (set() if side.plan is None else {"vision", "prefill"} | set(sample.hooks))
+            assert sample.selection <= sum(sample.hooks.values()) <= parts["vision"] + parts["prefill"] + parts["decode"]
         assert many.seconds["decode"] > 0
         assert (many.report is None) == (side.plan is None)
         assert many.selection == (0.0 if many.report is None else many.report.seconds)
@@ -145,6 +148,13 @@ def test_cache_bytes_are_those_of_the_formula() -> None:
         (["--device", "gpux"], "cannot use the device 'gpux'"),
         (["--rounds", "0"], "--rounds is at least 1"),
         (["--image", "nowhere.png"], "no such image"),
+        (["--quant", "int3"], "--quant is int8, got 'int3'"),
+        (["--round-to", "1"], "--round-to is at least 2"),
+        (["--compare", "resized"], "Did you mean 'resize'?"),
+        (["--depth", "0.5"], "--depth builds an --arch with fewer layers"),
+        (["--arch", "blip2-opt-2.7b", "--depth", "2"], "share of the layers in (0, 1], got 2"),
+        (["--arch", "qwen2.5-vl-7b", "--depth", "0.5"], "names layers up to 31"),
+        (["--trace", "/proc/nowhere/trace.json"], "choose another folder with --trace"),
         (["--out", "/proc/nowhere"], "choose another folder"),
     ],
 )

@@ -9,26 +9,12 @@ import pytest
 from torch import nn
 
 from atp.bench.clock import PARTS, Stopwatch
-from atp.bench.measure import BASE, Sample, Side, take_turns, turns
+from atp.bench.measure import Sample, take_turns, turns
 from atp.bench.settings import LEAST
+from atp.bench.sides import BASE, Side
 from atp.bench.summary import NOISY, Spread, gains, noise, spread, summary, verdict
 from atp.bench.table import lines, milliseconds, size
-from atp.budget.cost import Flops
-from atp.engine import Report
-from atp.plan import Plan
-
-FULL, LESS = Flops(600.0, 10.0, 380.0, 10.0), Flops(300.0, 5.0, 170.0, 10.0, 15.0)
-
-
-def report() -> Report:
-    """A run of a quarter second at half of the FLOPs."""
-    return Report("atp", Plan("atp"), LESS, FULL, 1, 1, {}, 20.0, 0.25)
-
-
-def sample(vision: float, prefill: float, decode: float, pruned: bool = False) -> Sample:
-    seconds = {"vision": vision, "connector": 0.0, "prefill": prefill, "decode": decode, "other": 0.0}
-    seconds["total"] = vision + prefill + decode
-    return Sample(seconds, 0.25 * pruned, 7, 9, report() if pruned else None)
+from bench.timings import sample
 
 
 def test_quartiles() -> None:
@@ -93,8 +79,13 @@ def test_only_timed_turns_count() -> None:
 
 def test_summary_and_its_table() -> None:
     samples = {BASE: [sample(6.0, 4.0, 2.0)] * 3, "atp 0.5": [sample(3.0, 2.0, 2.0, True)] * 3}
-    made = summary(samples)
-    base, side = made["sides"]
+    samples["int8"] = [sample(5.0, 4.0, 1.0)] * 3
+    made = summary(samples, tokens=6, steps=2)
+    base, side, small = made["sides"]
+    assert side["hooks"] == pytest.approx({"seconds": 0.05, "share": 0.06, "step_seconds": 0.02})
+    assert base["hooks"] == {"seconds": 0.0, "share": 0.0, "step_seconds": 0.0}
+    assert base["tokens_per_second"] == 0.5 and small["gains"]["end to end"]["ideal"] == 1.0 and small["flops_share"] == 1.0
+    assert small["gains"]["end to end"]["realised"] == pytest.approx(1.2) and "flops" not in small
     assert made["noise"] == 0.0 and made["rounds"] == 3
     assert set(base["seconds"]) == {*PARTS, "total"} and "gains" not in base
     assert side["flops_share"] == 0.5 and side["verdict"] == "faster" and side["selection_seconds"] == 0.25
@@ -105,7 +96,20 @@ def test_summary_and_its_table() -> None:
     machine = {"torch": "2", "threads": 1, "cores": 2, "vectors": "AVX2", "load": 0.2}
     result = {"subject": "x", "settings": {"arch": "x"}, "machine": machine, "rule": "the rule", "cases": [case]}
     text = "\n".join(lines(result))
-    for words in ("x1.71", "x2.00", "86%", "50.0%", "12000 ms", "7 B", "faster", "fastv 0.5 left out", "noise 0.0%", "the rule"):
+    for words in (
+        "x1.71",
+        "x2.00",
+        "86%",
+        "50.0%",
+        "12000 ms",
+        "7 B",
+        "50.0 ms",
+        "20000 us",
+        "faster",
+        "fastv 0.5 left out",
+        "noise 0.0%",
+        "the rule",
+    ):
         assert words in text
     assert "note: load" not in text
     machine.update(load=1.6, threads=2)

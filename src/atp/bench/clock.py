@@ -119,6 +119,11 @@ class Stopwatch:
         for handle in self._handles:
             handle.remove()
 
+    @property
+    def part(self) -> str:
+        """The part that is running."""
+        return self._open[-1].part if self._open else "other"
+
     def _answering(self) -> str:
         """Which part a call of the language model is: the first makes the first token."""
         if self._open and self._open[-1].part in ("prefill", "decode"):

@@ -5,17 +5,21 @@ from __future__ import annotations
 import itertools
 import json
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+if TYPE_CHECKING:
+    from atp.bench.settings import Settings
+
 
 def bench(
     model: Annotated[str | None, typer.Option(help="atp-mini-llava (shipped), a directory, or a hub id.")] = None,
     arch: Annotated[str | None, typer.Option(help="Or a true size with random weights, e.g. smolvlm-256m.")] = None,
-    method: Annotated[str, typer.Option(help="Comma-separated; `resize` to the same FLOPs may stand beside.")] = "atp",
+    method: Annotated[str, typer.Option(help="Comma-separated, see `atp methods`.")] = "atp",
+    compare: Annotated[str, typer.Option(help="Methods that stand beside at the same FLOPs; none = nothing.")] = "resize",
     budget: Annotated[str, typer.Option(help="Shares of the unpruned FLOPs, comma-separated.")] = "0.6",
     batch: Annotated[str, typer.Option(help="Prompts of a batch, comma-separated: 1,4,16.")] = "1",
     answer_tokens: Annotated[str, typer.Option(help="Length of every answer, comma-separated: 1,16,128.")] = "8",
@@ -27,6 +31,16 @@ def bench(
     tiles: Annotated[
         int | None, typer.Option(help="Images of the tower in a prompt, for an --arch. [default: a photo's]")
     ] = None,
+    keep_tiles: Annotated[
+        float | None, typer.Option(help="Share of a picture's tiles that stay before the tower runs, e.g. 0.5.")
+    ] = None,
+    depth: Annotated[float, typer.Option(help="Share of the layers of an --arch that are built, e.g. 0.5.")] = 1.0,
+    quant: Annotated[str | None, typer.Option(help="int8: all sides once more, weights in int8 by torchao.")] = None,
+    round_to: Annotated[
+        int | None, typer.Option(help="Once more with counts rounded down to rows in multiples of it, e.g. 32.")
+    ] = None,
+    keep_all: Annotated[bool, typer.Option(help="One more side that saves nothing: what the machinery costs.")] = False,
+    trace: Annotated[Path | None, typer.Option(help="Write a profile of one pruned prefill to this JSON file.")] = None,
     image: Annotated[str | None, typer.Option(help="File, for a --model. [default: a drawn scene]")] = None,
     threads: Annotated[int | None, typer.Option(help="Of the host. [default: torch's choice]")] = None,
     seed: Annotated[int, typer.Option(help="Of weights and prompts.")] = 0,
@@ -35,29 +49,38 @@ def bench(
 ) -> None:
     """Time a model whole and pruned, in turn, by part, next to what its FLOPs promise."""
     from atp.bench import settings as read
-    from atp.bench.execute import bench as measure
-    from atp.bench.execute import prepare, steps, write
+    from atp.bench.execute import prepare, write
     from atp.bench.table import lines
 
     wanted = read.Settings(
         model, arch, read.words("--method", method), read.shares("--budget", budget), read.numbers("--batch", batch, "1,4"),
         read.numbers("--answer-tokens", answer_tokens, "1,16"), read.words("--device", device) if device else ("",),
         read.dtype(dtype), rounds, warmup, text_tokens, tiles, image, threads, seed,
+        () if compare == "none" else read.words("--compare", compare), keep_all, round_to, quant, depth, keep_tiles,
     )  # fmt: skip
-    prepare(out)
-    columns = (TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    console = Console(stderr=True)
-    with Progress(*columns, TextColumn("left"), TimeRemainingColumn(), console=console, transient=True) as progress:
-        task = progress.add_task(f"loading {wanted.subject}", total=steps(wanted))
-        begun = itertools.count()
-        result = measure(
-            wanted,
-            lambda words: progress.update(task, description=words, completed=next(begun)),
-            lambda made: write(made, out),
-        )
+    prepare(out, trace)
+    result = _measured(wanted, out, trace)
     files = write(result, out)
     if as_json:
         typer.echo(json.dumps(result, allow_nan=False))
         return
     typer.echo("\n".join(lines(result)))
     typer.echo(f"written: {', '.join(map(str, files))}")
+
+
+def _measured(wanted: Settings, out: Path, trace: Path | None) -> dict[str, Any]:
+    """Time everything, with a bar; what is done already lies in `out` at any moment."""
+    from atp.bench.execute import bench as measure
+    from atp.bench.execute import steps, write
+
+    columns = (TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    console = Console(stderr=True)
+    with Progress(*columns, TextColumn("left"), TimeRemainingColumn(), console=console, transient=True) as progress:
+        task = progress.add_task(f"loading {wanted.subject}", total=steps(wanted))
+        begun = itertools.count()
+        return measure(
+            wanted,
+            lambda words: progress.update(task, description=words, completed=next(begun)),
+            lambda made: write(made, out),
+            trace,
+        )

@@ -11,12 +11,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 import atp
 from atp.bench.clock import clock_of
-from atp.bench.measure import generate, sides, take_turns
+from atp.bench.measure import generate, take_turns
 from atp.bench.plot import bars
+from atp.bench.profiling import profile
+from atp.bench.quantise import weight_bytes
 from atp.bench.settings import Settings
+from atp.bench.sides import sides
 from atp.bench.subject import Subject, explained, open_subject
 from atp.bench.summary import RULE, summary
 from atp.errors import BadInput
@@ -27,13 +31,19 @@ Step = Callable[[str], None]
 
 def steps(settings: Settings) -> int:
     """Count the generations that a benchmark makes, at most: warm-up, timed, and a round for memory."""
-    one = 1 + len(settings.methods) * len(settings.budgets)
+    rounding = 1 if settings.round_to is None else 2
+    asked = rounding * len(settings.methods) + len(set(settings.compare) - set(settings.methods))
+    one = 1 + asked * len(settings.budgets) + settings.keep_all
+    one *= 1 if settings.quant is None else 2
     cases = len(settings.devices) * len(settings.batches) * len(settings.answers)
     return cases * one * (settings.warmup + settings.rounds + 1)
 
 
 def bench(
-    settings: Settings, on_step: Step | None = None, on_case: Callable[[dict[str, Any]], Any] | None = None
+    settings: Settings,
+    on_step: Step | None = None,
+    on_case: Callable[[dict[str, Any]], Any] | None = None,
+    trace: Path | None = None,
 ) -> dict[str, Any]:
     """Measure everything that was asked for.
 
@@ -41,6 +51,7 @@ def bench(
         settings: what to measure.
         on_step: called before each generation with a few words.
         on_case: called with the result so far after every case, so that a kill loses one case only.
+        trace: file for a profile of one pruned prefill, for chrome://tracing or Perfetto; None = none.
 
     Returns:
         Plain values: `settings`, `machine`, `rule` and one entry of `cases` for each device, batch size and answer length.
@@ -66,6 +77,9 @@ def bench(
                         cases.append(case(subject, batch, answer, say))
                     if on_case is not None:
                         on_case(result)
+            if trace is not None and device == settings.devices[0]:
+                say("profiling")
+                result["profile"] = profile(subject, settings.batches[0], trace)
             del subject
         return result
     finally:
@@ -78,11 +92,14 @@ def case(subject: Subject, batch: int, answer: int, say: Step) -> dict[str, Any]
     inputs = subject.inputs(batch)
     workload = subject.workload(inputs, answer)
     made, left_out = sides(subject, workload)
+    smaller: dict[int | None, dict[str, Tensor]] = {
+        side.tiles: subject.inputs(batch, side.tiles) for side in made if side.tiles is not None
+    }
     samples = take_turns(
         made,
         settings.rounds,
         settings.warmup,
-        lambda side, weigh: generate(subject, inputs, side, answer, clock, weigh),
+        lambda side, weigh: generate(subject, smaller.get(side.tiles, inputs), side, answer, clock, weigh),
         lambda words: say(f"{subject.device} batch {batch}, {answer} tokens: {words}"),
     )
     shape = subject.adapter.shape
@@ -90,6 +107,8 @@ def case(subject: Subject, batch: int, answer: int, say: Step) -> dict[str, Any]
         "device": device_name(subject.device),
         "dtype": str(subject.model.dtype).removeprefix("torch."),
         "parameters": sum(weight.numel() for weight in subject.model.parameters()),
+        "weight_bytes": weight_bytes(subject.model),
+        "quantised_bytes": None if subject.quantised is None else weight_bytes(subject.quantised.model),
         "batch": batch,
         "answer": answer,
         "images": workload.images,
@@ -97,7 +116,8 @@ def case(subject: Subject, batch: int, answer: int, say: Step) -> dict[str, Any]
         "visual": workload.images * shape.visual,
         "text": workload.text,
     }
-    return {**about, **summary(samples), "left_out": left_out}
+    tiles = {side.name: side.tiles for side in made if side.tiles is not None}
+    return {**about, **summary(samples, batch * answer, answer - 1), "tiles": tiles, "left_out": left_out}
 
 
 def device_name(device: torch.device) -> str:
@@ -108,7 +128,7 @@ def device_name(device: torch.device) -> str:
 def machine() -> dict[str, Any]:
     """Return what times depend on besides the settings; `load` is that of other processes, if asked for before the start."""
     found: dict[str, Any] = {"python": platform.python_version(), "atp": atp.__version__}
-    for name in ("torch", "transformers"):
+    for name in ("torch", "transformers", "torchao"):
         try:
             found[name] = version(name)
         except PackageNotFoundError:
@@ -118,17 +138,20 @@ def machine() -> dict[str, Any]:
     return {**found, "cores": os.cpu_count(), "threads": torch.get_num_threads(), "vectors": capability, "load": load}
 
 
-def prepare(out: Path) -> None:
-    """Make the folder, before anything is measured.
+def prepare(out: Path, trace: Path | None = None) -> None:
+    """Make the folders, before anything is measured.
 
     Raises:
-        BadInput: it cannot be written.
+        BadInput: one cannot be written.
     """
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        (out / FILE).touch()
-    except OSError as error:
-        raise BadInput(f"cannot write into {str(out)!r}: {error.strerror or error}; choose another folder with --out") from None
+    for option, file in (("--out", out / FILE), ("--trace", trace)):
+        try:
+            if file is not None:
+                file.parent.mkdir(parents=True, exist_ok=True)
+                file.touch()
+        except OSError as error:
+            where, why = str(file.parent) if file else "", error.strerror or error
+            raise BadInput(f"cannot write into {where!r}: {why}; choose another folder with {option}") from None
 
 
 def write(result: dict[str, Any], out: Path) -> list[Path]:

@@ -12,26 +12,12 @@ from torch import Tensor
 
 from atp.bench import memory
 from atp.bench.clock import Clock, Stopwatch
+from atp.bench.hooks import HookTimer
+from atp.bench.sides import Side
 from atp.bench.subject import Subject
-from atp.budget.cost import Workload
+from atp.budget.cost import Flops
 from atp.engine import Report, prune
-from atp.errors import BadInput, InvalidPlan, UnknownMethod, UnsupportedModel
-from atp.plan import Plan
-
-BASE = "unpruned"
-
-
-@dataclass(frozen=True)
-class Side:
-    """One of the things that are compared.
-
-    Attributes:
-        name: as tables show it.
-        plan: None = unpruned.
-    """
-
-    name: str
-    plan: Plan | None = None
+from atp.errors import BadInput
 
 
 @dataclass(frozen=True)
@@ -41,39 +27,20 @@ class Sample:
     Attributes:
         seconds: by part, and their `total`.
         selection: host seconds of scoring and choosing, which lie inside the parts.
+        hooks: host seconds in all hooks of `atp.prune` by part, selection included; they lie inside the parts.
         peak: most bytes held; None = not asked for, or not known.
         cache: bytes of keys and values at the end; None = the language model has no cache of its own.
         report: of the run; None where it was not pruned.
+        flops: spent, and those of the unpruned model; None = no difference.
     """
 
     seconds: dict[str, float]
     selection: float = 0.0
+    hooks: dict[str, float] = field(default_factory=dict)
     peak: int | None = None
     cache: int | None = None
     report: Report | None = field(default=None, repr=False)
-
-
-def sides(subject: Subject, workload: Workload) -> tuple[list[Side], dict[str, str]]:
-    """Return the unpruned side and one for every method at every budget; and those that cannot be, with the reason.
-
-    Raises:
-        AtpError: that of the first one, where no side is left.
-    """
-    made, left_out = [Side(BASE)], {}
-    first: Exception | None = None
-    for method in subject.settings.methods:
-        for budget in subject.settings.budgets:
-            name = f"{method} {budget:g}"
-            try:
-                with prune(subject.model, budget, method, processor=subject.processor, workload=workload) as run:
-                    made.append(Side(name, run.plan))
-            except UnknownMethod:
-                raise
-            except (InvalidPlan, UnsupportedModel) as error:
-                first, left_out[name] = first or error, str(error)
-    if len(made) == 1 and first is not None:
-        raise first
-    return made, left_out
+    flops: tuple[Flops, Flops] | None = None
 
 
 def generate(subject: Subject, inputs: dict[str, Tensor], side: Side, answer: int, clock: Clock, weigh: bool = False) -> Sample:
@@ -90,15 +57,17 @@ def generate(subject: Subject, inputs: dict[str, Tensor], side: Side, answer: in
     Raises:
         BadInput: the answers have another length.
     """
-    model: Any = subject.model
+    adapter = subject.adapter_of(side.quantised)
+    model: Any = adapter.model
     pad = getattr(model.generation_config, "pad_token_id", None)
     options = {"max_new_tokens": answer, "min_new_tokens": answer, "do_sample": False, "num_beams": 1, "pad_token_id": pad or 0}
     with contextlib.ExitStack() as stack:
-        watch = stack.enter_context(Stopwatch(subject.adapter, clock))
-        probe = stack.enter_context(memory.CacheProbe(subject.adapter).watching())
-        run = None
+        watch = stack.enter_context(Stopwatch(adapter, clock))
+        probe = stack.enter_context(memory.CacheProbe(adapter).watching())
+        run, timer = None, HookTimer(model, watch)
         if side.plan is not None:
             run = stack.enter_context(prune(model, plan=side.plan, processor=subject.processor))
+            timer.wrap()
         stack.enter_context(torch.inference_mode())
         known = weigh and memory.reset_peak(subject.device)
         clock.settle()
@@ -107,12 +76,14 @@ def generate(subject: Subject, inputs: dict[str, Tensor], side: Side, answer: in
         end = clock.mark()
         seconds = watch.seconds(begin, end)
         held = memory.peak(subject.device) if known else None
+        held = None if held is None else held - subject.idle_bytes(side.quantised)
         cache = probe.bytes()
     length = output.shape[1]
     if length not in (answer, answer + 1, answer + inputs["input_ids"].shape[1]):  # ids of the prompt, or a start token, or none
         raise BadInput(f"answers of {answer} tokens were asked for, the model gave {length} ids; use another --answer-tokens")
     report = None if run is None else run.report()
-    return Sample(seconds, 0.0 if report is None else report.seconds, held, cache, report)
+    spent = side.flops if report is None else (report.flops, report.flops_unpruned)
+    return Sample(seconds, 0.0 if report is None else report.seconds, timer.seconds, held, cache, report, spent)
 
 
 def turns(names: Sequence[str], rounds: int, warmup: int) -> Iterator[tuple[str, str]]:

@@ -9,6 +9,9 @@ from typing import Any, TypeVar
 from atp.errors import BadInput
 from atp.loading import check_dtype
 
+QUANTS = ("int8",)
+"""Weight-only quantisation that torchao does on CPUs and GPUs alike."""
+
 SHORT = {"bf16": "bfloat16", "fp32": "float32", "fp16": "float16"}
 LEAST = 3
 """Fewer rounds have no quartiles worth the name."""
@@ -24,12 +27,18 @@ class Settings:
         model: a shipped name, a folder or a hub id; None where `arch` is given.
         arch: name of an architecture, built at its true size with random weights.
         methods, budgets: every method at every budget is one side.
+        compare: methods that stand beside them at the same budgets.
+        keep_all: one more side with all the machinery and nothing saved.
+        round_to: one more side each, its counts rounded down to rows in multiples of this.
+        quant: all sides once more on a copy with weights in int8; None = none.
         batches, answers: every batch size with every answer length is one case.
         devices: e.g. "cpu", "cuda:0"; "" = a GPU if there is one.
         dtype: of the weights; None = bfloat16 for an architecture, else what `atp.load` takes.
         rounds, warmup: how often each side is timed, and how often it runs before that.
         text: words of a prompt, for an architecture.
         tiles: images of the tower in a prompt, for an architecture; None = those of a typical image.
+        keep_tiles: share of a picture's tiles that every method keeps before the tower runs; None = all.
+        depth: share of the layers of an architecture that are built.
         image: file, for a model; None = a drawn scene.
         threads: of the host; None = torch's own choice.
         seed: of weights, prompts and random pruning.
@@ -50,20 +59,35 @@ class Settings:
     image: str | None = None
     threads: int | None = None
     seed: int = 0
+    compare: tuple[str, ...] = ()
+    keep_all: bool = False
+    round_to: int | None = None
+    quant: str | None = None
+    depth: float = 1.0
+    keep_tiles: float | None = None
 
     def __post_init__(self) -> None:
         if self.model and self.arch:
             raise BadInput(f"both --model {self.model} and --arch {self.arch} say what to measure; give one of them")
         if self.arch and self.image:
             raise BadInput("--image is for a model with a processor; an --arch sees noise of its own size; leave it away")
-        for name, value, least in (("--rounds", self.rounds, 1), ("--warmup", self.warmup, 1), ("--threads", self.threads, 1)):
+        if self.depth != 1.0 and not self.arch:
+            raise BadInput("--depth builds an --arch with fewer layers; a --model has its own; leave it away")
+        if self.quant is not None and self.quant not in QUANTS:
+            raise BadInput(f"--quant is {' or '.join(QUANTS)}, got {self.quant!r}; e.g. --quant {QUANTS[0]}")
+        limits = (
+            ("--rounds", self.rounds, 1), ("--warmup", self.warmup, 1), ("--threads", self.threads, 1),
+            ("--round-to", self.round_to, 2),
+        )  # fmt: skip
+        for name, value, least in limits:
             if value is not None and value < least:
                 raise BadInput(f"{name} is at least {least}, got {value}; e.g. {name} {max(least, 2)}")
 
     @property
     def subject(self) -> str:
         """What is measured, in a word."""
-        return self.arch or self.model or "atp-mini-llava"
+        name = self.arch or self.model or "atp-mini-llava"
+        return name if self.depth == 1.0 else f"{name} at {self.depth:g} of its depth"
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values."""

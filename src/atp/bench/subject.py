@@ -15,6 +15,7 @@ from atp.adapters import Adapter, adapt
 from atp.adapters.architectures import skeleton
 from atp.adapters.examples import example
 from atp.bench import memory
+from atp.bench.quantise import quantised, weight_bytes
 from atp.bench.settings import Settings
 from atp.budget.cost import Workload
 from atp.errors import BadInput
@@ -37,12 +38,22 @@ class Subject:
         adapter: its parts.
         processor: None where the weights are random.
         settings: of the benchmark.
+        quantised: the parts of its quantised copy; None = there is none.
     """
 
     name: str
     adapter: Adapter
     processor: Any
     settings: Settings
+    quantised: Adapter | None = None
+
+    def adapter_of(self, quantised: bool) -> Adapter:
+        """Return the parts of the model itself, or of its quantised copy."""
+        return self.quantised if quantised and self.quantised is not None else self.adapter
+
+    def idle_bytes(self, quantised: bool) -> int:
+        """Count the bytes of the one of the two that does not run."""
+        return 0 if self.quantised is None else weight_bytes(self.adapter_of(not quantised).model)
 
     @property
     def model(self) -> Any:
@@ -55,11 +66,11 @@ class Subject:
         device: torch.device = self.model.device
         return device
 
-    def inputs(self, batch: int) -> dict[str, Tensor]:
-        """Return a batch of equal prompts, ready for `generate`."""
+    def inputs(self, batch: int, tiles: int | None = None) -> dict[str, Tensor]:
+        """Return a batch of equal prompts, ready for `generate`; `tiles` takes the place of the settings' own."""
         wanted = self.settings
         if self.processor is None:
-            return example(self.adapter, batch, wanted.text, wanted.tiles, wanted.seed)
+            return example(self.adapter, batch, wanted.text, tiles or wanted.tiles, wanted.seed)
         made = build_inputs(self.processor, [_picture(wanted)] * batch, [QUESTION] * batch)
         model = self.model
         moved = {name: value.to(model.device) for name, value in made.items()}
@@ -93,13 +104,17 @@ def open_subject(settings: Settings, device: str) -> Subject:
     if settings.arch is None:
         with explained("loading the model", settings, device):
             model, processor = load(settings.subject, dtype=settings.dtype, device=device or None)
-        return Subject(settings.subject, adapt(model), processor, settings)
+            return _subject(model, processor, settings)
     target = _target(device)
     kind: torch.dtype = getattr(torch, settings.dtype or "bfloat16")
-    check_room(settings.arch, target, kind)
+    check_room(settings.arch, target, kind, settings.depth, 1 if settings.quant is None else 2)
     with explained("building the model", settings, device):
-        model = _built(settings.arch, target, kind, settings.seed)
-    return Subject(settings.arch, adapt(model), None, settings)
+        return _subject(_built(settings.arch, target, kind, settings.seed, settings.depth), None, settings)
+
+
+def _subject(model: Any, processor: Any, settings: Settings) -> Subject:
+    copy = None if settings.quant is None else adapt(quantised(model, settings.quant))
+    return Subject(settings.subject, adapt(model), processor, settings, copy)
 
 
 def _target(device: str) -> torch.device:
@@ -109,13 +124,13 @@ def _target(device: str) -> torch.device:
         raise BadInput(f"cannot use the device {device!r}; expected e.g. --device cpu or --device cuda:0") from None
 
 
-def _built(arch: str, device: torch.device, dtype: torch.dtype, seed: int) -> Any:
+def _built(arch: str, device: torch.device, dtype: torch.dtype, seed: int, depth: float) -> Any:
     """Draw random weights in the dtype at once, so that no wider copy ever exists."""
     before = torch.get_default_dtype()
     torch.set_default_dtype(dtype)
     try:
         torch.manual_seed(seed)
-        return skeleton(arch, str(device)).to(dtype)
+        return skeleton(arch, str(device), depth).to(dtype)
     except (RuntimeError, AssertionError) as error:
         if any(words in str(error).lower() for words in FULL):
             raise
@@ -125,14 +140,14 @@ def _built(arch: str, device: torch.device, dtype: torch.dtype, seed: int) -> An
         torch.set_default_dtype(before)
 
 
-def check_room(arch: str, device: torch.device, dtype: torch.dtype) -> None:
+def check_room(arch: str, device: torch.device, dtype: torch.dtype, depth: float = 1.0, copies: int = 1) -> None:
     """Refuse an architecture whose weights do not fit, before a byte of it exists.
 
     Raises:
         BadInput: an unknown architecture, or one that is too large, with both sizes.
     """
-    model = skeleton(arch)
-    needs = ROOM * dtype.itemsize * sum(weight.numel() for weight in model.parameters())
+    model = skeleton(arch, depth=depth)
+    needs = copies * ROOM * dtype.itemsize * sum(weight.numel() for weight in model.parameters())
     try:
         there = memory.free(device)
     except (RuntimeError, AssertionError):  # no such device: building says so
@@ -140,8 +155,8 @@ def check_room(arch: str, device: torch.device, dtype: torch.dtype) -> None:
     if there is not None and needs > there:
         kind = str(dtype).removeprefix("torch.")
         raise BadInput(
-            f"{arch} in {kind} needs {needs / 1e9:.1f} GB on {device}, {there / 1e9:.1f} GB are free; use a smaller --arch, "
-            "--dtype bf16, or another --device"
+            f"{arch} in {kind} needs {needs / 1e9:.1f} GB on {device}, {there / 1e9:.1f} GB are free; use a smaller --arch or "
+            "--depth 0.5, --dtype bf16, or another machine, e.g. --device cuda:0"
         )
 
 

@@ -7,10 +7,14 @@ from typing import Any
 
 from atp.bench.clock import PARTS
 
+LEGEND = (
+    "selecting and hooks (gathers, scatters, Python): the host's time before the first token, inside the parts; a step: what "
+    "hooks cost each decoded token; realised = speed-up / ideal, what the FLOPs promise"
+)
 SLACK = 0.5
 """Ours: a load that the cores bear besides the threads that measure."""
 
-TIMES = ("side", *PARTS, "total", "quartiles", "selecting", "peak", "KV")
+TIMES = ("side", *PARTS, "total", "quartiles", "selecting", "hooks", "a step", "tokens/s", "peak", "KV")
 GAINS = ("side", "FLOPs", "span", "speed-up", "quartiles", "ideal", "realised", "")
 
 
@@ -30,7 +34,15 @@ def lines(result: Mapping[str, Any]) -> Iterator[str]:
     for case in result["cases"]:
         yield ""
         yield from _case(case)
+    if "profile" in result:
+        own = result["profile"]
+        yield ""
+        yield (
+            f"profile of one prefill with {own['side']}: {own['file']}; {milliseconds(own['seconds'])} of it, "
+            f"{milliseconds(own['own_seconds'])} ({own['own_share']:.1%}) in {own['hooks']} hooks of ours"
+        )
     yield ""
+    yield LEGEND
     yield f"rule: {result['rule']}"
 
 
@@ -44,6 +56,10 @@ def _case(case: Mapping[str, Any]) -> Iterator[str]:
     if rows:
         yield ""
         yield from _aligned([GAINS, *rows])
+    if case.get("quantised_bytes"):
+        yield f"weights: {size(case['weight_bytes'])}, quantised {size(case['quantised_bytes'])}"
+    for name, tiles in case.get("tiles", {}).items():
+        yield f"{name}: a smaller image, {tiles} tiles instead of {case['images']}"
     for name, reason in case["left_out"].items():
         yield f"{name} left out: {reason}"
 
@@ -56,6 +72,9 @@ def _times(side: Mapping[str, Any]) -> tuple[str, ...]:
         *(milliseconds(seconds[part]["median"]) for part in (*PARTS, "total")),
         f"{milliseconds(total['low'])} - {milliseconds(total['high'])}",
         milliseconds(side["selection_seconds"]),
+        milliseconds(side["hooks"]["seconds"]),
+        f"{1e6 * side['hooks']['step_seconds']:.0f} us",
+        f"{side['tokens_per_second']:.3g}",
         size(side["peak_bytes"]),
         size(side["kv_bytes"]),
     )

@@ -1,0 +1,86 @@
+"""The words of `docs/performance.md`; its numbers come from `runs/performance.py`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Section:
+    """One chapter.
+
+    Attributes:
+        title, text: before its tables.
+        kind: of the results that it shows.
+        script: that measures them.
+        tables: names of tables of `performance.py`.
+        after: words behind them.
+        losses: whether the cases that did not pay are listed.
+    """
+
+    title: str
+    text: str
+    kind: str
+    script: str
+    tables: tuple[str, ...]
+    after: str = ""
+    losses: bool = False
+
+
+ABSENT = "Not measured yet: `bash {script}`."
+
+INTRO = """# Performance
+
+Written by `python runs/performance.py` from `docs/results/performance/`; no number here was typed.
+
+Both sides run in one process, in turn (A B C, A B C, ...), after a warm-up; a speed-up is the median of the rounds' ratios, with
+quartiles. Sizes are those of the real models; weights are random where no checkpoint is named, as time does not depend on them.
+Image encoding is always included, entering the block of `atp.prune` is not. *Ideal* is unpruned over pruned FLOPs, selection
+counted; *realised* is measured over ideal. `resize` is the control that gives the model a smaller image of the same FLOPs: where
+it is faster and as accurate, use it (accuracy at equal FLOPs: README). A case whose unpruned runs spread by more than a tenth
+concludes nothing, and says so.
+
+```
+atp bench --arch llava-onevision-0.5b --tiles 2 --budget 0.6,0.4 --batch 1,4,16 --answer-tokens 1,16,128 --dtype bf16
+atp bench --model atp-mini-llava --quant int8 --keep-all --trace trace.json
+```"""
+
+SPEED = """`bash runs/speed.sh`. Three answer tokens are a VQA answer, twenty a caption."""
+
+SPLIT = """Of the same runs, medians of each part. Pruning shortens tower and prefill; decoding reads all weights once a token,
+whatever was pruned, and only the keys and values get fewer."""
+
+WHEN_NOT = """Answers become long, and decoding takes the time that pruning cannot shorten. From the measured medians: how many
+times faster the first token comes, and up to which length of answer the whole generation stays so many times faster."""
+
+NOT_WORTH = """Besides: a prompt whose image is already few tokens (32 of a Q-Former) has little to prune in the language model; a
+fast GPU at batch 1 waits for launches, not for arithmetic; and a second question about the same image prunes anew, as what is
+kept depends on the question. Of the measured cases, these did not pay, or a smaller image of the same FLOPs was faster:"""
+
+OVERHEAD = """`bash runs/overhead.sh`. *Selecting* is scoring and choosing, *hooks* all else in our hooks (gathers, scatters,
+masks, Python): host time before the first token. `keep-all` runs every site and leaves one token out at each: what it loses to
+its ideal of x1.00 is the whole cost of the machinery. `/32` has its counts rounded down so that layers run on multiples of 32
+rows."""
+
+GROWTH = """`bash runs/growth.sh`: one answer token, one image of 196 to 10,000 visual tokens, a LLaVA with 6 layers of
+Qwen2-0.5B's width. Attention grows with the square of the tokens."""
+
+PLOT = "![time against visual tokens](results/performance/growth/growth.svg)"
+
+QUANT = """`bash runs/quant.sh`, `pip install 'atp-vlm[quant]'`. Weight-only int8 by torchao, a scale a row; quantise first, then
+prune. Tested: the classes stay those of the model, and pruned int8 equals the masked reference of the int8 model. The table tells
+whether int8 is faster here; pruning acts on either."""
+
+SECTIONS = (
+    Section("Speed", SPEED, "speed", "runs/speed.sh", ("speed",)),
+    Section("Where the time goes", SPLIT, "speed", "runs/speed.sh", ("split",)),
+    Section("When not to use this", WHEN_NOT, "speed", "runs/speed.sh", ("even",), NOT_WORTH, True),
+    Section("What our part costs", OVERHEAD, "overhead", "runs/overhead.sh", ("overhead",)),
+    Section("Growth", GROWTH, "growth", "runs/growth.sh", ("growth",), PLOT),
+    Section("With weights in int8", QUANT, "quant", "runs/quant.sh", ("quant", "accuracy")),
+)
+
+AFTER = """## Profile
+
+`atp bench ... --trace trace.json` writes a profile of one pruned prefill for `chrome://tracing` or ui.perfetto.dev; our hooks
+carry names that begin with `atp: `, so a gap that is ours shows as such."""

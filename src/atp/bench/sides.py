@@ -1,0 +1,122 @@
+"""What is compared: the unpruned model, every method at every budget, and what stands beside them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+from atp.bench.subject import Subject
+from atp.budget.cost import Flops, Workload, count, visual_after
+from atp.budget.rounding import rounded
+from atp.engine import prune
+from atp.errors import BadInput, InvalidPlan, UnknownMethod, UnsupportedModel
+from atp.plan import Plan, Step
+
+BASE = "unpruned"
+ALL, SMALLER = "keep-all", "resize"
+
+
+@dataclass(frozen=True)
+class Side:
+    """One of the things that are compared.
+
+    Attributes:
+        name: as tables show it.
+        plan: None = unpruned.
+        quantised: whether it runs on the subject's quantised copy.
+        tiles: of an image that is smaller before it is cut into tiles; None = as all others.
+        flops: of one prompt, and those of the unpruned model, where the plan does not tell.
+    """
+
+    name: str
+    plan: Plan | None = None
+    quantised: bool = False
+    tiles: int | None = None
+    flops: tuple[Flops, Flops] | None = None
+
+
+def sides(subject: Subject, workload: Workload) -> tuple[list[Side], dict[str, str]]:
+    """Return the unpruned side and all others; and those that cannot be, with the reason.
+
+    Raises:
+        AtpError: that of the first method, where no method is left.
+    """
+    settings = subject.settings
+    made, left_out = [Side(BASE)], {}
+    first: Exception | None = None
+    found = 0
+    for method in dict.fromkeys((*settings.methods, *settings.compare)):
+        asked = method in settings.methods
+        for budget in settings.budgets:
+            try:
+                stay = None if method == SMALLER else settings.keep_tiles
+                with prune(subject.model, budget, method, processor=subject.processor, workload=workload, tiles=stay) as run:
+                    own = list(_of_plan(subject, workload, run.plan, f"{method} {budget:g}", asked))
+            except UnknownMethod:
+                raise
+            except (InvalidPlan, UnsupportedModel) as error:
+                fewer = fewer_tiles(subject, workload, budget) if method == SMALLER else None
+                if fewer is not None:
+                    made.append(fewer)
+                    continue
+                left_out[f"{method} {budget:g}"] = str(error)
+                first = first or (error if asked else None)
+                continue
+            made += own
+            found += asked
+    if not found and first is not None:
+        raise first
+    own_sites = [side.plan for side in made if side.plan is not None and all(s.site.stack != "pixels" for s in side.plan.steps)]
+    if settings.keep_all and own_sites:
+        made.append(keep_all(subject, workload, own_sites[0]))
+    if subject.quantised is not None:
+        word = str(settings.quant)
+        made += [replace(side, name=word if side.name == BASE else f"{word} + {side.name}", quantised=True) for side in made]
+    return made, left_out
+
+
+def _of_plan(subject: Subject, workload: Workload, plan: Plan, name: str, asked: bool) -> Iterator[Side]:
+    """Yield the side of a plan, and one whose counts are rounded."""
+    yield Side(name, plan)
+    multiple = subject.settings.round_to
+    if multiple is not None and asked:
+        smaller = rounded(plan, subject.adapter.shape, workload, multiple)
+        if smaller != plan:
+            yield Side(f"{name} /{multiple}", smaller)
+
+
+def fewer_tiles(subject: Subject, workload: Workload, budget: float) -> Side | None:
+    """Return the side that cuts a smaller image into fewer tiles, as many as the budget permits; None = there is none.
+
+    It stands for `resize` where towers take no smaller images, and is no pruning at all.
+    """
+    if subject.processor is not None:
+        return None
+    shape = subject.adapter.shape
+    whole = count(shape, workload)
+    for tiles in range(workload.images - 1, 0, -1):
+        try:
+            own = subject.workload(subject.inputs(1, tiles), workload.answer)
+        except BadInput:  # a number of tiles that no image has
+            continue
+        spent = count(shape, own)
+        if spent.total <= budget * whole.total:
+            return Side(f"{SMALLER} {budget:g}", tiles=tiles, flops=(spent, whole))
+    return None
+
+
+def keep_all(subject: Subject, workload: Workload, plan: Plan) -> Side:
+    """Return the sites of a plan, with one token left out at each: all the machinery, and next to nothing saved."""
+    shape = subject.adapter.shape
+    patches = shape.patches // shape.group
+    alive = {"vision": patches, "language": workload.images * shape.visual}
+    started, steps = dict(alive), []
+    for step in plan.steps:
+        stack = step.site.stack
+        alive[stack] -= 1
+        if stack == "vision":
+            arrived = math.floor(workload.images * visual_after(shape, alive[stack] * shape.group))
+            alive["language"] = min(alive["language"], arrived)
+        steps.append(Step(step.site, max(0, alive[stack]) / started[stack]))
+    return Side(f"{plan.method} {ALL}", replace(plan, steps=tuple(steps), budget=None))

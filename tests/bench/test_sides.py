@@ -1,0 +1,171 @@
+"""What stands beside a method: resize, rounded counts, all the machinery with nothing saved, weights in int8; and the profile."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+import atp
+import invariants
+import tiny
+from atp.adapters import adapt
+from atp.bench.clock import HostClock
+from atp.bench.execute import case, steps
+from atp.bench.hooks import HookTimer
+from atp.bench.measure import generate
+from atp.bench.profiling import profile
+from atp.bench.quantise import quantised, weight_bytes
+from atp.bench.settings import Settings
+from atp.bench.sides import Side, sides
+from atp.bench.subject import Subject
+from atp.errors import BadInput, UnreachableBudget
+from families import FAMILIES
+
+ROUNDED = 5e-4
+"""Ours: logits of up to 6 in float32; what quantising changes is a thousand times as much, see below."""
+
+
+def subject(name: str = "llava-clip-llama", **settings: Any) -> Subject:
+    model = FAMILIES[name].make(dtype=torch.float32)
+    asked = Settings(arch=name, text=10, rounds=1, **settings)
+    return Subject(name, adapt(model), None, asked, adapt(quantised(model, asked.quant)) if asked.quant else None)
+
+
+def names(own: Subject) -> list[str]:
+    inputs = own.inputs(1)
+    return [side.name for side in sides(own, own.workload(inputs, 2))[0]]
+
+
+def test_every_side_that_is_asked_for() -> None:
+    own = subject(methods=("random",), budgets=(0.8,), compare=("resize",), keep_all=True, round_to=8)
+    found = names(own)
+    assert found == ["unpruned", "random 0.8", "random 0.8 /8", "resize 0.8", "random keep-all"]
+    told: list[str] = []
+    made = case(own, 1, 2, told.append)
+    assert len(told) == len(found) * 3 == steps(own.settings)  # warm-up, timed, memory
+    assert [side["side"] for side in made["sides"]] == found
+    share = {side["side"]: side["flops_share"] for side in made["sides"][1:]}
+    assert share["random 0.8 /8"] < share["random 0.8"] <= 0.8 < 0.9 < share["random keep-all"] < 1
+
+
+def test_compared_methods_alone_do_not_hide_an_error() -> None:
+    own = subject(methods=("fastv",), budgets=(0.2,), compare=("resize",))
+    with pytest.raises(UnreachableBudget, match="fastv"):
+        names(own)
+    assert "resize 0.9" in names(subject(methods=("random",), budgets=(0.9,), compare=("resize",)))
+
+
+def test_resize_of_tiles_is_fewer_of_them() -> None:
+    own = subject("smolvlm", methods=("random",), budgets=(0.6,), compare=("resize",), tiles=4)
+    made = case(own, 1, 2, lambda words: None)
+    assert made["tiles"] == {"resize 0.6": 2} and made["images"] == 4
+    side = made["sides"][-1]
+    assert side["side"] == "resize 0.6" and "plan" not in side and 0.4 < side["flops_share"] <= 0.6
+    assert side["kv_bytes"] < made["sides"][0]["kv_bytes"]
+    assert side["gains"]["end to end"]["ideal"] == pytest.approx(1 / side["flops_share"])
+    one = subject("smolvlm", methods=("random",), budgets=(0.8,), compare=("resize",), tiles=1)
+    inputs = one.inputs(1)
+    found, left_out = sides(one, one.workload(inputs, 2))
+    assert [side.name for side in found] == ["unpruned", "random 0.8"] and "smaller images" in left_out["resize 0.8"]
+
+
+@pytest.mark.parametrize("name", ["llava-clip-llama", "smolvlm", "blip-2-opt"])
+def test_keep_all_leaves_one_out_at_each_site(name: str) -> None:
+    own = subject(name, methods=("random",), budgets=(0.9,), keep_all=True)
+    inputs = own.inputs(1)
+    side = sides(own, own.workload(inputs, 2))[0][-1]
+    assert side.plan is not None and side.name == "random keep-all"
+    sample = generate(own, inputs, side, 2, HostClock())
+    assert sample.report is not None and sample.hooks["prefill"] > 0
+    for stack, layers in sample.report.kept.items():
+        counts = [rows[0] for rows in layers.values()]
+        entered = own.adapter.shape.patches // own.adapter.shape.group if stack == "vision" else max(counts) + 1
+        assert counts == [entered - place for place in range(1, len(counts) + 1)]
+
+
+def test_hook_times_are_of_hooks_only() -> None:
+    """A hook of a stranger is not timed, and nothing stays on the model."""
+    model = FAMILIES["llava-clip-llama"].make(dtype=torch.float32)
+    calls: list[int] = []
+    handle = model.register_forward_pre_hook(lambda module, args: calls.append(1))
+    own = Subject("tiny", adapt(model), None, Settings(arch="tiny", text=10))
+    timer = HookTimer(model, None)
+    strangers = list(model._forward_pre_hooks.values())
+    timer.wrap()
+    assert list(model._forward_pre_hooks.values()) == strangers
+    plan = atp.Plan("random", (atp.Step(atp.Site("language", 1), 0.5),))
+    generate(own, own.inputs(1), Side("random", plan), 2, HostClock())
+    assert len(calls) == 2 and timer.seconds == {}
+    assert list(model._forward_pre_hooks.values()) == strangers
+    handle.remove()
+
+
+def test_profile_names_our_hooks(tmp_path: Path) -> None:
+    file = tmp_path / "trace.json"
+    told = profile(subject(methods=("random",), budgets=(0.8,)), 1, file)
+    events = json.loads(file.read_text())["traceEvents"]
+    own = [event for event in events if str(event.get("name", "")).startswith("atp: ")]
+    assert len(own) == told["hooks"] > 0 and told["side"] == "random 0.8"
+    assert 0 < told["own_share"] < 1 and told["own_share"] == told["own_seconds"] / told["seconds"]
+
+
+# --- weights in int8 ----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def small() -> nn.Module:
+    pytest.importorskip("torchao")
+    return quantised(plain(), "int8")
+
+
+def plain() -> Any:
+    """The tiny model in the widest precision that torchao quantises."""
+    return tiny.model().float()
+
+
+def test_quantising_leaves_the_model_and_its_classes(small: nn.Module) -> None:
+    model, again = plain(), plain()
+    assert [type(module) for module in small.modules()] == [type(module) for module in model.modules()]
+    for (name, weight), other in zip(model.named_parameters(), again.parameters(), strict=True):
+        assert torch.equal(weight, other), name
+    linear = [module for module in small.modules() if isinstance(module, nn.Linear)]
+    assert linear and all(type(module.weight).__name__ == "Int8Tensor" for module in linear)
+    dense = sum(module.weight.numel() for module in model.modules() if isinstance(module, nn.Linear))
+    assert weight_bytes(model) - weight_bytes(small) > 0.7 * dense * (4 - 1)  # float32 before, scales beside
+
+
+@pytest.mark.parametrize("method", ["atp", "random", "fastv"])
+def test_quantised_then_pruned_equals_its_masked_reference(small: nn.Module, method: str) -> None:
+    run = invariants.equals_reference(small, tiny.prompts(small, images=(1, 2, 1)), tiny.plan(method), tolerance=ROUNDED)
+    assert run.dropped > 0
+
+
+def test_quantising_changes_more_than_the_tolerance(small: nn.Module) -> None:
+    """So the reference above is that of the quantised model, not of the model itself."""
+    inputs = tiny.prompts(small)
+    with torch.no_grad():
+        one, two = small(**inputs).logits, plain()(**inputs).logits
+    assert (one - two).abs().max() > 1000 * ROUNDED
+
+
+def test_all_sides_once_more_on_the_copy() -> None:
+    pytest.importorskip("torchao")
+    own = subject(methods=("random",), budgets=(0.8,), quant="int8")
+    made = case(own, 1, 2, lambda words: None)
+    assert [side["side"] for side in made["sides"]] == ["unpruned", "random 0.8", "int8", "int8 + random 0.8"]
+    shares = [side.get("flops_share") for side in made["sides"]]
+    assert shares[2] == 1.0 and shares[1] == shares[3] < 0.8
+    assert made["quantised_bytes"] < made["weight_bytes"]
+    assert steps(own.settings) == 4 * 3
+
+
+def test_without_torchao_the_fix_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "torchao.quantization", None)
+    with pytest.raises(BadInput, match=r"pip install 'atp-vlm\[quant\]'"):
+        quantised(tiny.model(), "int8")
