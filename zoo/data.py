@@ -128,7 +128,7 @@ def make_batch(
     image, category, color, offset, center, present, tokens, targets = (list(c) for c in zip(*rows, strict=True))
     nouns, where, tinted = [], [], []
     for number, (ids, kinds, shades) in enumerate(zip(tokens, category, color, strict=True)):
-        places, masks, colored = named_patches(ids, names, tints, kinds, shades)
+        places, masks, colored = named_patches(ids, names, tints, kinds, shades, ahead=captions)
         nouns += [(number, place) for place in places]
         where += masks
         tinted += colored
@@ -179,18 +179,29 @@ def lesson(scene: Scene, count: int) -> list[tuple[str, str]]:
 
 
 def named_patches(
-    tokens: list[int], names: dict[int, int], tints: dict[int, int], category: np.ndarray, color: np.ndarray
+    tokens: list[int],
+    names: dict[int, int],
+    tints: dict[int, int],
+    category: np.ndarray,
+    color: np.ndarray,
+    ahead: bool = False,
 ) -> tuple[list[int], list[np.ndarray], list[bool]]:
-    """Find the tokens that name a category, the patches each (with a colour word before it) stands for, and if it has one."""
+    """Find the tokens that name a category, the patches each (with a colour word before it) stands for, and if it has one.
+
+    With `ahead`, the words that lead to a name, from the `,` or `and` before its number on, stand for the same patches: who lists
+    objects has to find the next one before it is named.
+    """
     places, masks, tinted = [], [], []
     for place, token in enumerate(tokens):
         if token in names:
+            leading = 2 + (tokens[place - 1] in tints) if ahead and place > 3 else 0
             mask = category == names[token] + 1
             tinted.append(place > 0 and tokens[place - 1] in tints)
             if tinted[-1]:
                 mask = mask & (color == tints[tokens[place - 1]])
-            places.append(place)
-            masks.append(mask)
+            places += range(place - leading, place + 1)
+            masks += [mask] * (leading + 1)
+            tinted += tinted[-1:] * leading
     return places, masks, tinted
 
 

@@ -1,26 +1,28 @@
-"""From a name to a model and its processor, and from images and questions to a model's inputs.
+"""From a name to a model and its processor: one code path for a hub id, a directory and the shipped models.
 
-One code path for a hub id, a directory and the shipped model. Knows transformers' Auto classes; nothing of pruning.
+Knows transformers' Auto classes; nothing of pruning. How a processor is asked: `atp.asking`.
 """
 
 from __future__ import annotations
 
 import contextlib
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
-from PIL import Image
 from safetensors import SafetensorError
-from torch import Tensor
 
+from atp.asking import build_inputs as build_inputs
+from atp.asking import prompt_of as prompt_of
+from atp.asking import visible_box as visible_box
 from atp.errors import AtpError, BadInput, UnsupportedModel
 from atp.registry import did_you_mean
 
-SHIPPED = "atp-mini-llava"
-"""Name of the model that lies inside the package."""
+SHIPPED = ("atp-mini-llava", "atp-mini-blip2", "atp-mini-flamingo")
+"""Names of the models that lie inside the package."""
+DEFAULT = SHIPPED[0]
 PACKAGED = Path(__file__).parent / "models"
 DTYPES = ("auto", "float32", "bfloat16", "float16", "float64")
 _PROCESSOR_FILES = ("processor_config.json", "preprocessor_config.json")
@@ -28,11 +30,11 @@ _TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model"
 _WEIGHTS = ("*.safetensors", "pytorch_model*.bin")
 
 
-def load(name: str | Path = SHIPPED, dtype: str | torch.dtype | None = None, device: str | None = None) -> tuple[Any, Any]:
+def load(name: str | Path = DEFAULT, dtype: str | torch.dtype | None = None, device: str | None = None) -> tuple[Any, Any]:
     """Load a vision-language model and its processor, ready to generate.
 
     Args:
-        name: `"atp-mini-llava"` (shipped), a directory written by `save_pretrained`, or a hub id such as
+        name: one of `SHIPPED`, such as `"atp-mini-llava"`, a directory written by `save_pretrained`, or a hub id such as
             `"llava-hf/llava-1.5-7b-hf"`.
         dtype: of the weights; None = float32 on a CPU and the checkpoint's own elsewhere.
         device: e.g. `"cpu"`, `"cuda:0"`; None = a GPU if there is one.
@@ -87,20 +89,25 @@ def resolve(name: str | Path) -> str:
         BadInput: neither; or a directory that lacks its configuration, weights or processor.
     """
     text = str(name)
-    if text == SHIPPED and (PACKAGED / SHIPPED).is_dir():
-        return str(PACKAGED / SHIPPED)
+    if text in SHIPPED and (PACKAGED / text / "config.json").is_file():
+        return str(PACKAGED / text)
     path = Path(text).expanduser()
     if text and path.is_dir():
         _check_directory(path)
         return str(path)
     if path.is_file():
         raise BadInput(f"{text!r} is a file; give the directory that holds config.json, e.g. {str(path.parent)!r}")
-    if not re.fullmatch(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?", text) or text == SHIPPED:
-        raise BadInput(f"no such model directory: {text!r}; expected {SHIPPED!r}, a directory, or a hub id such as 'owner/name'")
-    if "/" not in text:
+    if text in SHIPPED:
+        there = ", ".join(name for name in SHIPPED if (PACKAGED / name / "config.json").is_file()) or "none"
         raise BadInput(
-            f"unknown model {text!r}.{did_you_mean(text, [SHIPPED])} Expected {SHIPPED!r}, a directory, or a hub id 'owner/name'"
+            f"the shipped model {text!r} is not in this installation ({str(PACKAGED)!r} has: {there}); "
+            "install it again: pip install --force-reinstall atp-vlm"
         )
+    expected = f"{', '.join(map(repr, SHIPPED))}, a directory, or a hub id such as 'owner/name'"
+    if not re.fullmatch(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?", text):
+        raise BadInput(f"no such model directory: {text!r}; expected {expected}")
+    if "/" not in text:
+        raise BadInput(f"unknown model {text!r}.{did_you_mean(text, SHIPPED)} Expected {expected}")
     return text
 
 
@@ -183,7 +190,7 @@ def _hub_error(source: str, error: BaseException, what: str) -> AtpError:
     if causes & {"LocalEntryNotFoundError", "OfflineModeIsEnabled", "ConnectError", "ConnectTimeout", "ConnectionError"}:
         return BadInput(
             f"there is no directory {source!r}, and the hub cannot be reached to download it; go online (unset HF_HUB_OFFLINE), "
-            f"download it elsewhere (hf download {source} --local-dir ./model) and pass './model', or use {SHIPPED!r}"
+            f"download it elsewhere (hf download {source} --local-dir ./model) and pass './model', or use {DEFAULT!r}"
         )
     if causes & {"RepositoryNotFoundError", "HFValidationError"}:
         return BadInput(f"no directory and no public hub model is called {source!r}; check the name at https://huggingface.co")
@@ -205,74 +212,3 @@ def _quiet() -> Iterator[None]:
         logging.set_verbosity(level)
         if bars:
             logging.enable_progress_bar()
-
-
-def build_inputs(processor: Any, images: Sequence[Image.Image], questions: Sequence[str]) -> dict[str, Tensor]:
-    """Build the inputs of one batch, each prompt one image and one question, padded on the left.
-
-    Args:
-        processor: of the model.
-        images: RGB, see `load_image`.
-        questions: as many as images.
-
-    Returns:
-        Keyword arguments for `model.generate`: `input_ids [B, L]`, `attention_mask [B, L]`, `pixel_values`, ...
-
-    Raises:
-        BadInput: no image, no question, an empty one, unequal numbers, or the image placeholder inside a question.
-    """
-    images = [images] if isinstance(images, Image.Image) else list(images)
-    questions = [questions] if isinstance(questions, str) else list(questions)
-    if not images:
-        raise BadInput("no image given, expected one for each question; e.g. images=[load_image('cat.png')]")
-    if not questions:
-        raise BadInput("no question given, expected one for each image; e.g. questions=['How many dogs are there?']")
-    if len(images) != len(questions):
-        raise BadInput(f"{len(images)} images but {len(questions)} questions, expected one image for each; repeat the image")
-    prompts = [prompt_of(processor, question) for question in questions]
-    bos = str(getattr(processor.tokenizer, "bos_token", None) or "")
-    doubled = bool(bos) and prompts[0].startswith(bos)  # the template wrote it already
-    inputs = processor(
-        images=[[image] for image in images],
-        text=prompts,
-        padding=True,
-        padding_side="left",
-        add_special_tokens=not doubled,
-        return_tensors="pt",
-    )
-    return dict(inputs)
-
-
-def prompt_of(processor: Any, question: str) -> str:
-    """Render one question about one image through the processor's chat template, or LLaVA's plain one where it has none.
-
-    Raises:
-        BadInput: an empty question, or one that contains the image placeholder.
-    """
-    if not isinstance(question, str) or not question.strip():
-        raise BadInput(f"the question is empty ({question!r}); ask something, e.g. 'How many dogs are there?'")
-    token = getattr(processor, "image_token", None) or "<image>"
-    if token in question:
-        raise BadInput(f"the question contains {token!r}, which stands for the image itself; leave it out")
-    if not getattr(processor, "chat_template", None):
-        return f"USER: {token}\n{question.strip()} ASSISTANT:"
-    content = [{"type": "image"}, {"type": "text", "text": question.strip()}]
-    return str(processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True))
-
-
-def visible_box(processor: Any, size: tuple[int, int]) -> tuple[float, float, float, float]:
-    """Return the part of an image that the model sees: (left, top, right, bottom) in pixels of the image.
-
-    Processors that resize the short side and cut the middle out do not see the margins.
-    """
-    width, height = size
-    settings = processor.image_processor
-    crop, resized = getattr(settings, "crop_size", None), getattr(settings, "size", None)
-    if not getattr(settings, "do_center_crop", False) or not crop or not resized:
-        return (0.0, 0.0, float(width), float(height))
-    short = resized["shortest_edge"] if resized.get("shortest_edge") else None
-    scale_x = short / min(width, height) if short else resized["width"] / width
-    scale_y = scale_x if short else resized["height"] / height
-    seen_x, seen_y = min(crop["width"] / scale_x, width), min(crop["height"] / scale_y, height)
-    left, top = (width - seen_x) / 2, (height - seen_y) / 2
-    return (left, top, left + seen_x, top + seen_y)

@@ -1,4 +1,4 @@
-"""The training recipe's modules, which are no package, and how each processor is called."""
+"""The training recipe's modules, which are no package, and a question to ask."""
 
 from __future__ import annotations
 
@@ -31,15 +31,8 @@ def ask_one() -> Callable[[Any, str], dict[str, Any]]:
     """Inputs of one question about a grey image, through the processor."""
 
     def ask(processor: Any, question: str) -> dict[str, Any]:
-        image = Image.new("RGB", (150, 200), (90, 120, 60))
-        template = processor.chat_template or processor.tokenizer.chat_template
-        content = [{"type": "image"}, {"type": "text", "text": question}]
-        prompt = processor.tokenizer.apply_chat_template(
-            [{"role": "user", "content": content}], chat_template=template, tokenize=False, add_generation_prompt=True
-        )
-        if type(processor).__name__ == "IdeficsProcessor":  # text and images interleaved
-            before, after = prompt.split("<image>")
-            return dict(processor(text=[[before, image, after]], return_tensors="pt"))
-        return dict(processor(images=[[image]], text=[prompt], add_special_tokens=False, return_tensors="pt"))
+        from atp import build_inputs
+
+        return build_inputs(processor, [Image.new("RGB", (150, 200), (90, 120, 60))], [question])
 
     return ask
