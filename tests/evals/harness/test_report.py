@@ -14,11 +14,12 @@ import pytest
 from atp.cli import main
 from atp.errors import BadInput
 from atp.evals.harness import header, report
-from atp.evals.harness.gather import PARTS, gather
-from atp.evals.harness.markdown import markdown
+from atp.evals.harness.gather import PARTS, Entry, gather
+from atp.evals.harness.markdown import _official, markdown
 from atp.evals.harness.pareto import points
 from atp.evals.harness.records import read
 from atp.evals.harness.settings import Settings
+from atp.evals.tasks import open_task
 
 ITEMS = ("1", "2", "3", "4")
 IMAGES = ("x", "x", "y", "y")
@@ -102,6 +103,7 @@ def test_robustness(told: dict[str, Any]) -> None:
     assert found["retained"] == pytest.approx([50.0, 200 / 3])
     assert found["retained_gap"]["mean"] == pytest.approx(50 - 200 / 3)
     assert found["extra_drop"]["mean"] == 0.0
+    assert found["disturbed"] == [25.0, 50.0] and found["disturbed_gap"]["mean"] == found["clean_gap"]["mean"] == -25.0
     assert found["verdict"] == "undecided" and found["items"] == 4
 
 
@@ -129,13 +131,43 @@ def test_another_run_is_not_merged(tmp_path: Path) -> None:
 def test_the_text_has_the_numbers_and_escapes(tmp_path: Path) -> None:
     text = markdown(report.build(gather([folder(tmp_path / "run", [ALL])]), {"vqav2": "no folder"}))
     assert (
-        "| atp 0.5 | 4 of 4 | 50.00 | -25.00 [-50.00, +0.00] | 0.500 | 75.0000 | 12.5000 | 25.0000 | 10.0000 | 2.5000 |" in text
+        "| atp 0.5 | 4 of 4 | 50.00 | -25.00 [-50.00, +0.00] | 25.0 | 0.500 | 45.0 | 50.0 | 75.0000 | 12.5000 | 25.0000 |" in text
     )
     assert "| fastv 0.5 | not possible; lowest 0.68 |" in text
     assert "atp 0.5: 1 answers had NaN logits" in text
     assert "left out: no folder" in text
     widths = {line.count(" | ") for line in text.splitlines() if line.startswith(("| none | 4", "| setting | ans", "| fastv"))}
     assert len(widths) == 1
+
+
+def test_pope_by_split_and_pooled(scenes: Path) -> None:
+    task = open_task("pope", scenes)
+    said = {e.key: "yes" if e.kind == "random" else ("no" if e.kind == "popular" else e.answer) for e in task.examples}
+    entries = {key: Entry(text, {}, 0, "", (), 1.0, 1.0, 1.0) for key, text in said.items()}
+    found = report.by_split(task, entries)
+    assert list(found) == ["random", "popular", "adversarial", "pooled"]
+    for name, part in found.items():
+        pairs = [(said[e.key], e.answer) for e in task.examples if name in ("pooled", e.kind)]
+        hit, yes, true = (sum(keep(s, a) for s, a in pairs) for keep in (lambda s, a: s == a == "yes", said_yes, is_yes))
+        assert part["precision"] == pytest.approx(100 * hit / yes if yes else 0.0)
+        assert part["recall"] == pytest.approx(100 * hit / true) and part["yes_ratio"] == pytest.approx(100 * yes / len(pairs))
+        both = part["precision"] + part["recall"]
+        assert part["f1"] == pytest.approx(2 * part["precision"] * part["recall"] / both if both else 0.0)
+    whole = report.metrics(task, entries)
+    assert found["pooled"]["f1"] != pytest.approx(whole["f1"])  # the mean of the three is another number, and is named so
+    told = {"official": {"none": whole}, "splits": {"none": found}, "without_official": ""}
+    table = _official(told)
+    assert [row[:2] for row in table.rows] == [("none", name) for name in found]
+    assert f"Mean of the splits' F1, which papers report too: none {whole['f1']:.2f}." in table.note
+    assert report.by_split(open_task("vqav2", scenes), entries) == {}
+
+
+def said_yes(said: str, answer: str) -> bool:
+    return said == "yes"
+
+
+def is_yes(said: str, answer: str) -> bool:
+    return answer == "yes"
 
 
 def test_points_of_the_plot(told: dict[str, Any]) -> None:

@@ -84,14 +84,38 @@ def drawn(clean: float, fog: float, seed: int) -> Outcomes:
 def test_verdict() -> None:
     assert compare(drawn(0.9, 0.5, 0), drawn(0.9, 0.8, 1)).verdict == "less stable"
     assert compare(drawn(0.9, 0.8, 0), drawn(0.9, 0.5, 1)).verdict == "more stable"
+    assert compare(drawn(0.85, 0.8, 0), drawn(0.9, 0.5, 1)).verdict == "more stable"
+    assert compare(drawn(0.9, 0.8, 0), drawn(0.9, 0.8, 1)).verdict == "undecided"
     worse_from_the_start = compare(drawn(0.5, 0.35, 0), drawn(0.9, 0.65, 1))  # loses fewer points, keeps no larger share
-    assert worse_from_the_start.extra_drop.high < 0 and worse_from_the_start.verdict == "undecided"
+    assert worse_from_the_start.extra_drop.high < 0 and worse_from_the_start.verdict == "less accurate"
     better_from_the_start = compare(drawn(0.9, 0.6, 0), drawn(0.5, 0.25, 1))  # keeps a larger share, loses as many points
     assert better_from_the_start.retained_gap.low > 0 and better_from_the_start.verdict == "undecided"
     turned = compare(drawn(0.5, 0.25, 1), drawn(0.9, 0.6, 0))
-    assert turned.retained_gap.high < 0 and turned.verdict == "undecided"
+    assert turned.retained_gap.high < 0 and turned.verdict == "less accurate"
     with_more_to_lose = compare(drawn(0.9, 0.65, 1), drawn(0.5, 0.35, 0))
     assert with_more_to_lose.extra_drop.low > 0 and with_more_to_lose.verdict == "undecided"
+    traded = compare(drawn(0.4, 0.4, 0), drawn(0.9, 0.2, 1))  # gains 20 points in fog for 50 in clear air
+    assert traded.disturbed_gap.low > 0 and traded.retained_gap.low > 0 and traded.verdict == "undecided"
+
+
+@pytest.mark.parametrize(
+    ("clean", "fog", "verdict"), [(0.9, 0.7, "less accurate"), (0.9, 0.4, "undecided"), (0.9, 0.2, "undecided")]
+)
+def test_a_model_that_always_says_the_same_is_never_more_stable(clean: float, fog: float, verdict: str) -> None:
+    """It is right on the same 40 % of the items whatever is done to them, so it loses nothing."""
+    constant = drawn(0.4, 0.4, 0).clean
+    collapsed = Outcomes(constant, {("fog", 1): constant}, np.arange(800))
+    found = compare(collapsed, drawn(clean, fog, 1))
+    assert found.extra_drop.high < 0 < found.retained_gap.low  # which alone used to be called more stable
+    assert found.verdict == verdict
+
+
+def test_absolute_scores_stand_beside_the_relative_ones() -> None:
+    found = compare(scores(8, fog=(5, 1), noise=(7, 6)), scores(9, fog=(6, 4), noise=(8, 7)))
+    assert found.disturbed == (pytest.approx(47.5), pytest.approx(62.5))
+    assert found.clean_gap.mean == pytest.approx(-10) and found.disturbed_gap.mean == pytest.approx(-15)
+    assert found.extra_drop.mean == pytest.approx(found.clean_gap.mean - found.disturbed_gap.mean)
+    assert found.sum_gap.mean == pytest.approx(-25)
 
 
 def test_no_name_is_left_for_the_relative_error() -> None:

@@ -73,7 +73,7 @@ class Asker:
             longest: most new tokens.
         """
         if plan.method == REFERENCE:
-            ids, seconds, watch = self._generate(inputs, longest)
+            ids, seconds, watch = self.generate(inputs, longest)
             report = self._count(inputs, ids.shape[1])
         else:
             ids, seconds, watch, report = self._pruned(inputs, plan, longest)
@@ -83,8 +83,8 @@ class Asker:
         flops, whole = report.flops.to_dict(), report.flops_unpruned.to_dict()
         return Said(answers, nan, seconds, flops, whole, report.equivalent_tokens)
 
-    def _generate(self, inputs: dict[str, Tensor], longest: int) -> tuple[Tensor, float, Watch]:
-        """Return the new ids `[B, new]`, seconds, and the steps with NaN."""
+    def generate(self, inputs: dict[str, Tensor], longest: int) -> tuple[Tensor, float, Watch]:
+        """Answer as the model is now; return the new ids `[B, new]`, seconds, and the steps with NaN."""
         tokenizer = self.processor.tokenizer
         pad = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
         watch = Watch(len(inputs["input_ids"]), self.model.device)
@@ -102,7 +102,7 @@ class Asker:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "the plan .* removed no token", UserWarning)
             with prune(self.model, plan=plan, processor=self.processor) as run:
-                made = self._generate(inputs, longest)
+                made = self.generate(inputs, longest)
         return *made, run.report()
 
     def _wait(self) -> None:

@@ -15,13 +15,14 @@ from typing import Any
 
 from PIL import Image
 
+from atp.asking import words
 from atp.budget.cost import Workload
 from atp.errors import BadInput
 from atp.evals.harness.settings import Settings
 from atp.evals.robustness.disturb import Disturbance
 from atp.evals.tasks import Example, Task, open_task
 from atp.evals.tasks.signs import write_signs
-from atp.loading import PACKAGED, prompt_of, resolve
+from atp.loading import PACKAGED, resolve
 from atp.scenes.official import write
 
 PLAIN_QUESTIONS = {"coco": "Describe the image.", "chair": "Describe the image."}
@@ -40,9 +41,13 @@ def data_folder(settings: Settings, out: Path) -> Path:
     folder = out / "data"
     if not folder.is_dir():
         made = out / f"data.{os.getpid()}"
-        write(made, range(settings.scenes), settings.split)
-        if "textvqa" in settings.tasks:
-            write_signs(made, range(settings.scenes), settings.split)
+        try:
+            write(made, range(settings.scenes), settings.split)
+            if "textvqa" in settings.tasks:
+                write_signs(made, range(settings.scenes), settings.split)
+        except OSError as error:
+            shutil.rmtree(made, ignore_errors=True)
+            raise BadInput(f"cannot draw scenes into {str(out)!r}: {error.strerror}; free some space, then run again") from None
         try:
             made.rename(folder)
         except OSError:  # another shard was first
@@ -70,8 +75,8 @@ def open_all(settings: Settings, folder: Path, bare: bool) -> dict[str, Task]:
         options = dict(OPTIONS.get(name, {}))
         if bare and name in PLAIN_QUESTIONS:
             options["question"] = PLAIN_QUESTIONS[name]
-        task = open_task(name, folder, split=settings.split, mode=mode, **options)
-        tasks[asked] = part(task, drawn(task.examples, settings.limit))
+        task = open_task(name, folder, split=settings.split, mode=mode, strict=settings.strict, **options)
+        tasks[asked] = part(task, drawn(one_an_image(task.examples) if settings.singly else task.examples, settings.limit))
     return tasks
 
 
@@ -81,6 +86,15 @@ def drawn(examples: Sequence[Example], limit: int | None) -> list[Example]:
         return list(examples)
     by_hash = sorted(range(len(examples)), key=lambda n: hashlib.sha256(examples[n].key.encode()).digest())
     return [examples[n] for n in sorted(by_hash[:limit])]
+
+
+def one_an_image(examples: Sequence[Example]) -> list[Example]:
+    """Keep of each image the example with the smallest hash of its key."""
+    best: dict[str, tuple[bytes, int]] = {}
+    for number, example in enumerate(examples):
+        mark = (hashlib.sha256(example.key.encode()).digest(), number)
+        best[example.group] = min(best.get(example.group, mark), mark)
+    return [examples[number] for number in sorted(number for _, number in best.values())]
 
 
 def part(task: Task, examples: Sequence[Example]) -> Task:
@@ -104,8 +118,7 @@ def ask(task: Task, example: Example, disturbance: Disturbance | None, bare: boo
 
 def lengths(processor: Any, texts: Sequence[str]) -> list[int]:
     """Return tokens of each prompt beside the image."""
-    tokenize = processor.tokenizer
-    return [len(tokenize(prompt_of(processor, text), add_special_tokens=False)["input_ids"]) for text in texts]
+    return [words(processor, text) for text in texts]
 
 
 def batches(sizes: Sequence[int], most: int) -> list[list[int]]:
@@ -134,7 +147,7 @@ def workload(task: Task, processor: Any, sizes: Sequence[int], images: int) -> W
     told = [example.answer for example in task.examples[:MEASURED] if example.answer]
     spoken = [len(processor.tokenizer(text, add_special_tokens=False)["input_ids"]) for text in told]
     answer = round(sum(spoken) / len(spoken)) + 1 if spoken else 3  # and the token that ends it
-    return Workload(images=images, text=max(0, round(sum(sizes) / len(sizes)) - 1), answer=answer)
+    return Workload(images=images, text=round(sum(sizes) / len(sizes)), answer=answer)
 
 
 @lru_cache(maxsize=128)

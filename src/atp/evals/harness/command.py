@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
@@ -14,6 +15,10 @@ from rich.text import Text
 
 if TYPE_CHECKING:
     from atp.evals.harness.execute import Done
+
+FormOption = Annotated[str, typer.Option("--format", help="jsonl; or parquet: a copy of the shard's records once it is done.")]
+EngineOption = Annotated[str, typer.Option(help="local: this process; ray: a Ray cluster (RAY_ADDRESS), or this machine.")]
+WorkersOption = Annotated[int | None, typer.Option(help="Models at once with --engine ray. [default: one a GPU, or a CPU]")]
 
 
 def evaluate(
@@ -37,33 +42,23 @@ def evaluate(
     max_new_tokens: Annotated[int | None, typer.Option(help="Cap on the task's own longest answer.")] = None,
     dtype: Annotated[str | None, typer.Option(help="Of the weights. [default: float32 on a CPU]")] = None,
     device: Annotated[str | None, typer.Option(help="E.g. cpu or cuda:0. [default: a GPU if there is one]")] = None,
+    strict: Annotated[bool, typer.Option("--strict", help="Stop at bad rows, doubled ids, absent images; else counted.")] = False,
+    form: FormOption = "jsonl",
+    engine: EngineOption = "local",
+    workers: WorkersOption = None,
 ) -> None:
     """Ask a model every item of some tasks under every method, budget and corruption; resumable, one record an answer."""
     from atp.evals.harness import settings as read
     from atp.evals.harness.execute import run
+    from atp.evals.harness.scale import chosen
 
     number, count = read.shard(shard)
-    asked = read.Settings(
-        model,
-        read.words(tasks),
-        read.words(methods),
-        read.budgets(budgets),
-        tuple(plan or ()),
-        read.corruptions(corruptions),
-        data,
-        scenes,
-        split,
-        limit,
-        seed,
-        batch,
-        count,
-        prompt,
-        max_new_tokens,
-        dtype,
-        device,
-    )
+    lists = (read.words(tasks), read.words(methods), read.budgets(budgets), tuple(plan or ()), read.corruptions(corruptions))
+    files: tuple[Any, ...] = (data, scenes, split, limit)
+    how: tuple[Any, ...] = (seed, batch, count, prompt, max_new_tokens, dtype, device)
+    asked = replace(read.Settings(model, *lists, *files, *how), strict=strict)
     with _bar() as step:
-        done = run(asked, number, out, step)
+        done = run(asked, number, out, step, chosen(engine, workers), form)
     Console().print(Text("\n".join(_told(done, out))), soft_wrap=True)
 
 

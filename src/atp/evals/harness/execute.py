@@ -6,14 +6,14 @@ Within a batch the settings take turns, so they meet the same pictures and a slo
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from atp.budget.calibration import fingerprint
 from atp.errors import BadInput
-from atp.evals.harness import asking, header, records
+from atp.evals.harness import asking, header, parquet, records
 from atp.evals.harness.answering import Asker, Said
 from atp.evals.harness.cells import Cell, all_cells, tiles
 from atp.evals.harness.settings import Settings
@@ -79,6 +79,31 @@ class Prepared:
     cells: dict[str, list[Cell]]
     work: list[Work]
 
+    def settings_of(self, at: int) -> list[Cell]:
+        """Return the settings that a batch is asked of."""
+        return [cell for cell in self.cells[self.work[at].name] if cell.plan is not None]
+
+    def keys(self, at: int, cell: Cell) -> list[records.Key]:
+        """Return the keys of the records of a batch and a setting."""
+        work = self.work[at]
+        return [(work.name, work.disturbed, cell.method, cell.budget, example.key) for example in work.examples]
+
+    def missing(self, at: int, done: Container[records.Key]) -> list[str]:
+        """Return the names of the settings that have not answered all of a batch."""
+        return [cell.label for cell in self.settings_of(at) if not all(key in done for key in self.keys(at, cell))]
+
+    def words(self, at: int, label: str) -> str:
+        """Say what is asked, for a progress bar."""
+        return f"{self.work[at].name} {self.work[at].disturbed} {label}"
+
+
+Left = tuple[int, list[str]]
+"""A batch by number, with the settings that it is still to be asked of."""
+Answered = tuple[int, str, list[dict[str, Any]]]
+"""A batch by number, a setting, and the records of both."""
+Engine = Callable[[Prepared, Sequence[Left], Path], Iterator[Answered]]
+"""Answers batches in any order; told the folder of the run."""
+
 
 def prepare(settings: Settings, out: Path) -> Prepared:
     """Load the model, open the tasks, find the plans and deal out batches.
@@ -120,7 +145,7 @@ def common(ready: Prepared) -> dict[str, Any]:
     }
 
 
-def run(settings: Settings, number: int, out: Path, step: Step) -> Done:
+def run(settings: Settings, number: int, out: Path, step: Step, engine: Engine | None = None, form: str = "jsonl") -> Done:
     """Ask what is not yet answered in this shard.
 
     Args:
@@ -128,48 +153,75 @@ def run(settings: Settings, number: int, out: Path, step: Step) -> Done:
         number: of the shard, from 0.
         out: folder of the records; may hold those of a run that was killed.
         step: told after every setting of every batch.
+        engine: that answers; None = this process.
+        form: of `records.FORMATS`; `parquet` adds a copy in that format when the shard is done.
 
     Raises:
         BadInput: the folder holds another run (the differences are named); a full disk; whatever `prepare` refuses.
     """
+    if form not in records.FORMATS:
+        raise BadInput(f"unknown format {form!r}; choose one of {', '.join(records.FORMATS)}")
+    if form == "parquet":
+        parquet.check()
     ready = prepare(settings, out)
     header.agree(out, common(ready))
-    mine = [work for at, work in enumerate(ready.work) if at % settings.shards == number]
-    total = sum(len(work.numbers) * sum(c.plan is not None for c in ready.cells[work.name]) for work in mine)
-    source = {"versions": header.versions(), "commit": header.commit()}
+    mine = [at for at in range(len(ready.work)) if at % settings.shards == number]
+    total = sum(len(ready.work[at].numbers) * len(ready.settings_of(at)) for at in mine)
     made = nan = 0
     with records.Journal(records.shard_file(out, number, settings.shards)) as journal:
         before = len(journal.done)
-        for work in mine:
-            for cell, fresh in _answered(ready, work, journal, source):
-                made += len(fresh)
-                nan += sum(record["nan"] > 0 for record in fresh)
-                step(f"{work.name} {work.disturbed} {cell.label}", len(work.numbers), total, not fresh)
-        refused = {name: [cell for cell in cells if cell.plan is None] for name, cells in ready.cells.items()}
-        problems = {name: str(task.problems) for name, task in ready.tasks.items() if task.problems.found}
-        return Done(journal.path, before, made, journal.dropped, nan, refused, problems)
+        left = []
+        for at in mine:
+            missing = ready.missing(at, journal.done)
+            for cell in ready.settings_of(at):
+                if cell.label not in missing:
+                    step(ready.words(at, cell.label), len(ready.work[at].numbers), total, True)
+            if missing:
+                left.append((at, missing))
+        for at, label, answered in (engine or here)(ready, left, out):
+            fresh = [record for record in answered if records.key(record) not in journal.done]
+            journal.add(fresh)
+            made += len(fresh)
+            nan += sum(record["nan"] > 0 for record in fresh)
+            step(ready.words(at, label), len(ready.work[at].numbers), total, False)
+    path = journal.path
+    if form == "parquet":
+        path = parquet.write(path.with_suffix(".parquet"), iter(records.read(path)[0]))
+    refused = {name: [cell for cell in cells if cell.plan is None] for name, cells in ready.cells.items()}
+    problems = {name: str(task.problems) for name, task in ready.tasks.items() if task.problems.found}
+    return Done(path, before, made, journal.dropped, nan, refused, problems)
 
 
-def _answered(
-    ready: Prepared, work: Work, journal: records.Journal, source: Mapping[str, Any]
-) -> Iterator[tuple[Cell, list[dict[str, Any]]]]:
-    """Ask a batch of every setting that has not answered all of it; yield settings with their new records."""
-    inputs = None
-    for cell in ready.cells[work.name]:
-        if cell.plan is None:
-            continue
-        keys = [(work.name, work.disturbed, cell.method, cell.budget, example.key) for example in work.examples]
-        if all(name in journal.done for name in keys):
-            yield cell, []
-            continue
-        if inputs is None:
-            inputs = ready.asker.placed(_inputs(ready, work))
-        longest = min(work.task.max_new_tokens, ready.settings.longest or work.task.max_new_tokens)
-        said = ready.asker.answer(inputs, cell.plan, longest)
-        made = _records(ready, work, cell, said, source)
-        fresh = [record for name, record in zip(keys, made, strict=True) if name not in journal.done]
-        journal.add(fresh)
-        yield cell, fresh
+def here(ready: Prepared, left: Sequence[Left], out: Path) -> Iterator[Answered]:
+    """Answer in this process, in order."""
+    source = origin()
+    for at, missing in left:
+        for label, made in answers(ready, at, missing, source):
+            yield at, label, made
+
+
+def origin() -> dict[str, Any]:
+    """Return what a record says of the software that made it."""
+    return {"versions": header.versions(), "commit": header.commit()}
+
+
+def answers(
+    ready: Prepared, at: int, missing: Sequence[str], source: Mapping[str, Any]
+) -> Iterator[tuple[str, list[dict[str, Any]]]]:
+    """Ask a batch of the settings that have not answered all of it; yield their names with a record for each item.
+
+    Args:
+        ready: from `prepare`.
+        at: number of the batch in `ready.work`.
+        missing: names of the settings.
+        source: from `origin`.
+    """
+    work = ready.work[at]
+    inputs = ready.asker.placed(_inputs(ready, work))
+    longest = min(work.task.max_new_tokens, ready.settings.longest or work.task.max_new_tokens)
+    for cell in ready.settings_of(at):
+        if cell.label in missing and cell.plan is not None:
+            yield cell.label, _records(ready, work, cell, ready.asker.answer(inputs, cell.plan, longest), source)
 
 
 def _inputs(ready: Prepared, work: Work) -> dict[str, Any]:
@@ -193,7 +245,13 @@ def _records(ready: Prepared, work: Work, cell: Cell, said: Said, source: Mappin
     }
     out = []
     for example, answer, nan, scores in zip(work.examples, said.answers, said.nan, _scores(work, said.answers), strict=True):
-        names = dict(zip(records.KEY, (work.name, work.disturbed, cell.method, cell.budget, example.key), strict=True))
+        names = {
+            "task": work.name,
+            "disturbance": work.disturbed,
+            "method": cell.method,
+            "budget": cell.budget,
+            "item": example.key,
+        }
         told = {"answer": answer, "score": scores.get(work.task.primary), "scores": scores, "nan": nan}
         place = {"image": example.group, "kind": example.kind, "plan": cell.plan_id, "seed": ready.settings.seed}
         out.append({"model": ready.settings.model, **names, **told, **place, "batch": batch, **source})

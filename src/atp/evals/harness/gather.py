@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from atp.evals.harness.cells import label
 from atp.evals.harness.execute import CLEAN
 from atp.evals.harness.settings import REFERENCE
 
+POOLED = "pooled"
 PARTS = ("vision", "connector", "prefill", "decode", "selection")
 Floats = NDArray[np.float64]
 
@@ -80,6 +81,16 @@ class Gathered:
         """Return names of the disturbances of a task that have records, clean left out."""
         return [name for found, name in self.entries if found == task and name != CLEAN]
 
+    def drop(self, task: str, known: Container[str]) -> list[str]:
+        """Take out the answers to items that are not known; return these items, each once."""
+        dropped: list[str] = []
+        for (name, _), settings in self.entries.items():
+            for entries in settings.values() if name == task else ():
+                for item in [item for item in entries if item not in known]:
+                    del entries[item]
+                    dropped.append(item)
+        return list(dict.fromkeys(dropped))
+
     def of(self, task: str, disturbance: str, setting: str) -> dict[str, Entry]:
         """Return entries by item, empty where there is none."""
         return self.entries.get((task, disturbance), {}).get(setting, {})
@@ -99,7 +110,7 @@ def gather(folders: Sequence[Path]) -> Gathered:
                 f"{str(folder)!r} is another run than {str(folders[0])!r} and cannot be merged with it; report them one by one. "
                 f"Different: {header.listed(found)}"
             )
-    files = [path for folder in folders for path in sorted(folder.glob(records.PATTERN))]
+    files = [path for folder in folders for path in records.files(folder)]
     gathered = Gathered(heads[0], files=files)
     for record in records.once(files):
         at = gathered.entries.setdefault((record["task"], record["disturbance"]), {})
@@ -141,10 +152,10 @@ def cost(entries: Mapping[str, Entry]) -> dict[str, Any]:
 
     Returns:
         `flops_share` of the unpruned ones for the same answers; `gflops` by part and item; `equivalent_tokens`; `ms`, the median
-        over items of their batch's milliseconds an item; `nan`, answers with a NaN logit.
+        over items of their batch's milliseconds an item; `nan`, answers with a NaN logit; `empty`, answers without a word.
     """
     if not entries:
-        return {"flops_share": None, "gflops": None, "equivalent_tokens": None, "ms": None, "nan": 0}
+        return {"flops_share": None, "gflops": None, "equivalent_tokens": None, "ms": None, "nan": 0, "empty": 0}
     flops = np.array([entry.flops for entry in entries.values()])
     whole = sum(entry.unpruned for entry in entries.values())
     return {
@@ -153,6 +164,7 @@ def cost(entries: Mapping[str, Entry]) -> dict[str, Any]:
         "equivalent_tokens": float(np.mean([entry.tokens for entry in entries.values()])),
         "ms": float(1000 * np.median([entry.seconds for entry in entries.values()])),
         "nan": sum(entry.nan > 0 for entry in entries.values()),
+        "empty": sum(not entry.answer.strip() for entry in entries.values()),
     }
 
 

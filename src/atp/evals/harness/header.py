@@ -15,8 +15,8 @@ import atp
 from atp.errors import BadInput
 
 FILE = "run.json"
-PLACES = ("data", "device")
-"""Settings that say where, not what: shards on several machines may differ in them."""
+PLACES = ("data", "device", "strict")
+"""Settings that say where and how carefully, not what: shards on several machines may differ in them."""
 SHOWN = 12  # differences in a message
 
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from atp.evals.harness.gather import PARTS
+from atp.evals.harness.gather import PARTS, POOLED
 
 NOTHING = "-"
 
@@ -50,13 +50,13 @@ def markdown(told: Mapping[str, Any]) -> str:
 
 
 def _accuracy(task: Mapping[str, Any]) -> Table:
-    columns = ("setting", "answered", task["metric"], "minus unpruned", "FLOPs", *(f"{part} GF" for part in PARTS))
+    columns = ("setting", "answered", task["metric"], "minus unpruned", "flips %", "FLOPs", "tokens", "ms")
     rows, notes = [], []
     for row in task["rows"]:
         if row.get("refused"):
             lowest = f"; lowest {row['lowest']:g}" if row["lowest"] is not None else ""
             notes.append(f"{row['name']}: {row['refused']}.")
-            rows.append((row["name"], f"not possible{lowest}", *[NOTHING] * (len(columns) + 1)))
+            rows.append((row["name"], f"not possible{lowest}", *[NOTHING] * (len(columns) + len(PARTS) - 2)))
             continue
         parts = row["gflops"] or {}
         rows.append(
@@ -65,20 +65,27 @@ def _accuracy(task: Mapping[str, Any]) -> Table:
                 f"{row['answered']} of {task['items']}",
                 _number(row["score"]),
                 interval(row["against_unpruned"]),
-                _number(row["flops_share"], 3),
-                *(_number(parts.get(part), 4) for part in PARTS),
                 _number(row["flips"], 1),
+                _number(row["flops_share"], 3),
                 _number(row["equivalent_tokens"], 1),
                 _number(row["ms"], 1),
+                *(_number(parts.get(part), 4) for part in PARTS),
             )
         )
         if row["nan"]:
             notes.append(f"{row['name']}: {row['nan']} answers had NaN logits and count as empty.")
+        if row["empty"] > row["nan"]:
+            notes.append(f"{row['name']}: {row['empty'] - row['nan']} more answers are empty.")
+    if task["unknown"]:
+        shown = ", ".join(task["unknown"][:3])
+        notes.append(f"Left out: answers to {len(task['unknown'])} questions that the task does not have ({shown}).")
     notes.append("FLOPs: share of the unpruned model's for the same answers, then 10^9 an item by part. ms: median an item.")
-    return Table("Accuracy and cost", (*columns, "flips %", "tokens", "ms"), tuple(rows), " ".join(notes))
+    return Table("Accuracy and cost", (*columns, *(f"{part} GF" for part in PARTS)), tuple(rows), " ".join(notes))
 
 
 def _official(task: Mapping[str, Any]) -> Table:
+    if task["splits"]:
+        return _splits(task)
     names = list(dict.fromkeys(name for values in task["official"].values() for name in values))
     rows = tuple((label, *(_number(values.get(n)) for n in names)) for label, values in task["official"].items())
     if not rows and task["without_official"]:
@@ -87,20 +94,36 @@ def _official(task: Mapping[str, Any]) -> Table:
     return Table("The task's own metrics, over all answers", ("setting", *names), rows)
 
 
+def _splits(task: Mapping[str, Any]) -> Table:
+    """Return a row for every setting and part of the task, the last of each from the counts of all parts together."""
+    found = [(label, split, values) for label, parts in task["splits"].items() for split, values in parts.items()]
+    names = list(dict.fromkeys(name for *_, values in found for name in values))
+    rows = tuple((label, split, *(_number(values.get(n)) for n in names)) for label, split, values in found)
+    means = ", ".join(f"{label} {_number(values.get('f1'))}" for label, values in task["official"].items())
+    note = f"{POOLED}: from the counts of all splits together. Mean of the splits' F1, which papers report too: {means}."
+    return Table("The task's own metrics, by split", ("setting", "split", *names), rows, note)
+
+
 def _robustness(task: Mapping[str, Any]) -> Table:
-    columns = ("setting", "mCE", "relative mCE", "retained", "unpruned retains", "difference", "extra points lost", "verdict")
+    absolute = ("clean, minus unpruned", "disturbed, both", "disturbed, minus unpruned")
+    kept = ("retained %, both", "retained, minus unpruned", "extra points lost")
+    columns = ("setting", "verdict", "mCE", "relative mCE", *absolute, *kept)
     rows = []
     for label, found in task["robustness"].items():
         if "why" in found:
-            rows.append((label, *[NOTHING] * (len(columns) - 2), found["why"]))
+            rows.append((label, found["why"], *[NOTHING] * (len(columns) - 2)))
             continue
-        mine, theirs = (_number(value, 1) for value in found["retained"])
         intervals = [interval(found[n], False) for n in ("mce", "relative_mce")]
-        signed = [interval(found[n]) for n in ("retained_gap", "extra_drop")]
-        rows.append((label, *intervals, mine, theirs, *signed, found["verdict"]))
+        clean, gap, share, drop = (interval(found[n]) for n in ("clean_gap", "disturbed_gap", "retained_gap", "extra_drop"))
+        scores, shares = (" / ".join(_number(value, 1) for value in found[n]) for n in ("disturbed", "retained"))
+        rows.append((label, found["verdict"], *intervals, clean, scores, gap, shares, share, drop))
     note = (
-        f"On {task['robust_metric']}. mCE: errors under disturbance in per cent of the unpruned model's (100 = as many); "
-        "relative: errors beyond the clean ones. Retained: share of the clean score that is left."
+        f"On {task['robust_metric']}; both: pruned / unpruned. mCE: errors under disturbance in per cent of the unpruned "
+        "model's (100 = as many); relative: errors beyond the clean ones. Retained: share of the clean score "
+        "that is left. More stable: beyond every "
+        "interval, right more often under disturbance, a larger share retained, fewer points lost, and more gained under "
+        "disturbance than lost on clean items. Less stable: the first three the other way round. Less accurate: worse both "
+        "clean and disturbed, so that there was less to lose."
     )
     return Table("Robustness, pruned against unpruned", columns, tuple(rows), note)
 

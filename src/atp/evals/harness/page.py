@@ -12,16 +12,18 @@ _STYLE = """
 :root{--ink:#1c1e26;--faint:#6e7380;--line:#e3e5ea;--card:#fff;--paper:#f5f6f8}
 *{box-sizing:border-box}
 body{margin:0;background:var(--paper);color:var(--ink);font:15px/1.5 system-ui,-apple-system,"Segoe UI",Roboto,sans-serif}
-main{max-width:1160px;margin:0 auto;padding:36px 18px 60px}
+main{max-width:1340px;margin:0 auto;padding:36px 18px 60px}
 h1{font-size:28px;margin:0 0 4px} h2{font-size:21px;margin:34px 0 0} h3{font-size:15px;margin:20px 0 6px}
 .faint{color:var(--faint);font-size:13px;margin:6px 0} nav a{margin-right:14px}
 .card{overflow-x:auto;background:var(--card);border:1px solid var(--line);border-radius:10px}
 .card svg{display:block;width:100%;height:auto;max-width:920px;margin:0 auto}
 table{border-collapse:collapse;width:100%;font-size:13px;font-variant-numeric:tabular-nums}
-th,td{padding:6px 10px;text-align:right;border-bottom:1px solid var(--line);white-space:nowrap} tr:last-child td{border-bottom:0}
-th:first-child,td:first-child{text-align:left} th{color:var(--faint);font-weight:600} td.long{white-space:normal;text-align:left}
+th,td{padding:6px 8px;text-align:right;border-bottom:1px solid var(--line);white-space:nowrap} tr:last-child td{border-bottom:0}
+th:first-child,td:first-child{text-align:left} th{color:var(--faint);font-weight:600;white-space:normal;vertical-align:bottom}
+td.long{white-space:normal;min-width:220px} .words{text-align:left}
 """
 LONG = 40  # characters; longer cells may break
+WORDS = ("setting", "split", "verdict", "disturbance")  # columns of words; the others are numbers, to the right
 
 
 def page(told: Mapping[str, Any], pictures: Mapping[str, str]) -> str:
@@ -52,15 +54,19 @@ def _missing() -> str:
 
 
 def _table(table: Table) -> str:
-    head = "".join(f"<th>{_t(name)}</th>" for name in table.columns)
-    rows = "".join(f"<tr>{''.join(map(_cell, row))}</tr>" for row in table.rows)
+    words = [name in WORDS for name in table.columns]
+    head = "".join(
+        f"<th{' class=words' if left else ''}>{_t(name)}</th>" for name, left in zip(table.columns, words, strict=True)
+    )
+    rows = "".join(f"<tr>{''.join(map(_cell, row, words))}</tr>" for row in table.rows)
     note = f"<p class=faint>{_t(table.note)}</p>" if table.note else ""
     inside = f"<table><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table>"
     return f'<h3>{_t(table.title)}</h3><div class="card">{inside}</div>{note}'
 
 
-def _cell(text: str) -> str:
-    return f"<td{' class=long' if len(text) > LONG else ''}>{_t(text)}</td>"
+def _cell(text: str, words: bool) -> str:
+    kinds = " ".join(name for name, has in (("long", len(text) > LONG), ("words", words)) if has)
+    return f'<td class="{kinds}">{_t(text)}</td>' if kinds else f"<td>{_t(text)}</td>"
 
 
 def _t(text: str) -> str:

@@ -1,4 +1,4 @@
-"""Records on disk: JSON lines that outlive a kill, one file a shard. Knows lines and keys, nothing of what they say.
+"""Records on disk: JSON lines that outlive a kill, one file a shard, read from Parquet copies too. Knows keys, no content.
 
 A batch is one write, then a sync. After a kill the last line may be cut off: it is dropped, and its batch is asked again.
 """
@@ -15,6 +15,7 @@ from types import TracebackType
 from typing import Any
 
 from atp.errors import BadInput
+from atp.evals.harness import parquet
 
 try:
     import fcntl
@@ -23,6 +24,7 @@ except ModuleNotFoundError:  # Windows has no such lock
 
 KEY = ("task", "disturbance", "method", "budget", "item")
 PATTERN = "records-*.jsonl"
+FORMATS = ("jsonl", "parquet")
 Key = tuple[Any, ...]
 
 
@@ -67,6 +69,17 @@ def _parsed(line: bytes) -> dict[str, Any] | None:
     return dict(record)
 
 
+def files(folder: Path) -> list[Path]:
+    """Return the files of a folder that hold records: JSON lines, and Parquet copies whose JSON lines are not there."""
+    lines = sorted(folder.glob(PATTERN))
+    return lines + [p for p in sorted(folder.glob("records-*.parquet")) if p.with_suffix(".jsonl") not in lines]
+
+
+def stored(path: Path) -> Iterator[dict[str, Any]]:
+    """Yield the records of a file of either format."""
+    yield from parquet.read(path) if path.suffix == ".parquet" else read(path)[0]
+
+
 def once(files: Sequence[Path]) -> Iterator[dict[str, Any]]:
     """Yield the records of several files.
 
@@ -75,7 +88,7 @@ def once(files: Sequence[Path]) -> Iterator[dict[str, Any]]:
     """
     seen: dict[Key, Path] = {}
     for path in files:
-        for record in read(path)[0]:
+        for record in stored(path):
             name = key(record)
             if name in seen:
                 shown = ", ".join(map(str, name))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ import numpy as np
 from atp.errors import AtpError, BadInput
 from atp.evals.harness import asking, gather
 from atp.evals.harness.execute import CLEAN
-from atp.evals.harness.gather import Gathered
+from atp.evals.harness.gather import POOLED, Gathered
 from atp.evals.harness.markdown import markdown
 from atp.evals.harness.page import page
 from atp.evals.harness.pareto import pareto
@@ -22,6 +22,9 @@ from atp.evals.harness.settings import REFERENCE, Settings
 from atp.evals.stats import paired_bootstrap
 from atp.evals.tasks import Task
 from atp.evals.tasks.base import REGISTRY as TASKS
+
+SPLIT = ("pope",)
+"""Tasks whose metrics over all are means of those of their splits, so that they do not follow from each other."""
 
 
 def write(folders: Sequence[Path], out: Path) -> tuple[str, Path]:
@@ -58,7 +61,7 @@ def opened(found: Gathered, folders: Sequence[Path]) -> dict[str, Task | str]:
     out: dict[str, Task | str] = {}
     for name, items in found.header["items"].items():
         try:
-            one = Settings.from_dict(settings.to_dict() | {"tasks": [name]})
+            one = Settings.from_dict(settings.to_dict() | {"tasks": [name], "strict": False})  # eval has looked at the files
             task = asking.open_all(one, place, asking.plain(settings))[name]
         except AtpError as error:
             out[name] = str(error)
@@ -73,17 +76,24 @@ def build(found: Gathered, tasks: dict[str, Task | str]) -> dict[str, Any]:
     """Return everything that tables, plots and page show, as plain values.
 
     Args:
-        found: the records.
+        found: the records; answers to items that a task lacks are taken out.
         tasks: from `opened`; without them the metrics over all answers are left out.
+
+    Raises:
+        BadInput: there are such answers, and the run was strict.
     """
     settings = found.header["settings"]
+    known = {name: {example.key for example in task.examples} for name, task in tasks.items() if not isinstance(task, str)}
+    unknown = {name: dropped for name, keys in known.items() if (dropped := found.drop(name, keys))}
+    if unknown and settings.get("strict"):
+        raise BadInput(f"the records answer questions that the tasks do not have: {unknown}; take these lines out of the files")
     return {
         "model": settings["model"],
         "settings": settings,
         "data": settings["data"] or f"{settings['scenes']} generated scenes",
         "versions": found.versions,
         "files": [str(path) for path in found.files],
-        "tasks": [_task(found, name, tasks.get(name, "not opened")) for name in found.tasks],
+        "tasks": [_task(found, name, tasks.get(name, "not opened")) | {"unknown": unknown.get(name, [])} for name in found.tasks],
     }
 
 
@@ -92,12 +102,14 @@ def _task(found: Gathered, name: str, task: Task | str) -> dict[str, Any]:
     cells = found.cells(name)
     official = {} if isinstance(task, str) else {label: metrics(task, found.of(name, CLEAN, label)) for label in cells}
     official = {label: values for label, values in official.items() if values}
+    splits = {label: by_split(task, found.of(name, CLEAN, label)) for label in official if not isinstance(task, str)}
     return {
         "name": name,
         "metric": primary,
         "items": found.header["items"][name]["count"],
         "rows": [row(found, name, label, primary) for label in cells],
         "official": official,
+        "splits": {label: parts for label, parts in splits.items() if parts},
         "without_official": task if isinstance(task, str) else "",
         **robustness(found, name, primary),
     }
@@ -132,3 +144,13 @@ def metrics(task: Task, entries: dict[str, gather.Entry]) -> dict[str, float]:
     except BadInput:  # the answers of this split are not public
         return {}
     return {name: float(value) for name, value in rated.metrics.items() if not np.isnan(value)}
+
+
+def by_split(task: Task, entries: dict[str, gather.Entry]) -> dict[str, dict[str, float]]:
+    """Score the answers of each split apart, then all of them as one split; empty where the task has no splits."""
+    if task.name not in SPLIT:
+        return {}
+    kinds = dict.fromkeys(example.kind for example in task.examples)
+    parts = {kind: asking.part(task, [e for e in task.examples if e.kind == kind]) for kind in kinds}
+    parts[POOLED] = asking.part(task, [replace(example, kind=POOLED) for example in task.examples])
+    return {name: found for name, part in parts.items() if (found := metrics(part, entries))}

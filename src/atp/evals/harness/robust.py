@@ -79,6 +79,7 @@ def _compared(found: Gathered, task: str, label: str, kept: Sequence[str], metri
     return {
         **values,
         "retained": list(told.retained),
+        "disturbed": list(told.disturbed),
         "left_out": list(told.left_out),
         "verdict": told.verdict,
         "items": len(items),

@@ -38,6 +38,8 @@ class Settings:
         prompt: `task` = around each question what the task puts there, `plain` = nothing, `auto` = plain for shipped models.
         longest: most new tokens, None = as the task says.
         dtype, device: as `atp.load` takes them.
+        strict: stop at any bad row, doubled id or absent image of the official files, which are else counted and left out.
+        singly: ask one item an image only, drawn by its key: then items are independent.
     """
 
     model: str
@@ -57,6 +59,8 @@ class Settings:
     longest: int | None = None
     dtype: str | None = None
     device: str | None = None
+    singly: bool = False
+    strict: bool = False
 
     def __post_init__(self) -> None:
         if not self.tasks:

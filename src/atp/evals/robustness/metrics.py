@@ -3,6 +3,10 @@
 Corruption error after Hendrycks & Dietterich (ICLR 2019, arXiv 1903.12261, section 4.1), with one difference: their reference is
 AlexNet on ImageNet; ours is the same model unpruned, on the same disturbed items. 100 = as many errors as unpruned.
 Severities are any labels and every name of a disturbance counts the same, so pictures and questions are measured alike.
+
+A model that always says the same loses nothing under disturbance, so shares and losses alone would call a collapsed one stable.
+Beside them stands the absolute difference under disturbance (relative robustness of Taori et al., NeurIPS 2020, arXiv
+2007.00644, section 2), and `Robustness.verdict` asks for it first.
 """
 
 from __future__ import annotations
@@ -71,6 +75,10 @@ class Robustness:
         retained: share of the clean accuracy that is left under disturbance, in points: pruned, unpruned.
         retained_gap: first minus second.
         extra_drop: how many points more the pruned model loses.
+        disturbed: score under disturbance in points: pruned, unpruned.
+        disturbed_gap: first minus second.
+        clean_gap: the same on the clean items.
+        sum_gap: both gaps added up, on equal terms.
     """
 
     by_name: Mapping[str, Interval]
@@ -80,18 +88,28 @@ class Robustness:
     retained: tuple[float, float]
     retained_gap: Interval
     extra_drop: Interval
+    disturbed: tuple[float, float]
+    disturbed_gap: Interval
+    clean_gap: Interval
+    sum_gap: Interval
 
     @property
     def verdict(self) -> str:
-        """Say "more stable" or "less stable" where both measures do so beyond their intervals, else "undecided".
+        """Judge, each condition beyond its interval.
 
-        Both are asked because a model that is worse from the start has less to lose.
+        "more stable": right more often under disturbance, keeps a larger share, loses fewer points, and gains more under
+        disturbance than it loses on clean items. "less stable": the first three the other way round. "less accurate": worse on
+        clean items and under disturbance, so what it loses says little, as there was less to lose. Else "undecided".
+
+        A model that is right on the same items whatever is done to them is thus more stable only where the unpruned model,
+        averaged over clean and disturbed items, is right less often than that.
         """
-        if self.retained_gap.low > 0 and self.extra_drop.high < 0:
+        gains = self.disturbed_gap.low > 0 and self.sum_gap.low > 0
+        if gains and self.retained_gap.low > 0 and self.extra_drop.high < 0:
             return "more stable"
-        if self.retained_gap.high < 0 and self.extra_drop.low > 0:
+        if self.disturbed_gap.high < 0 and self.retained_gap.high < 0 and self.extra_drop.low > 0:
             return "less stable"
-        return "undecided"
+        return "less accurate" if self.disturbed_gap.high < 0 and self.clean_gap.high < 0 else "undecided"
 
 
 def compare(pruned: Outcomes, unpruned: Outcomes, samples: int = 2000, seed: int = 0) -> Robustness:
@@ -115,7 +133,12 @@ def compare(pruned: Outcomes, unpruned: Outcomes, samples: int = 2000, seed: int
     left_out = tuple(name for name, (_, base) in on_top.items() if base[0] <= 0 or np.percentile(base[1:], 2.5) <= 0)
     relative = [100 * _ratio(*on_top[name]) for name in pruned.names if name not in left_out]
     kept = [100 * _retained(scores, pruned.names, sizes) for scores in (ours, theirs)]
-    drops = [scores.clean - scores.disturbed_mean for scores in (pruned, unpruned)]
+    clean, disturbed = ([scores.clean for scores in (pruned, unpruned)], [scores.disturbed_mean for scores in (pruned, unpruned)])
+
+    def gap(signs: tuple[int, int]) -> Interval:
+        mine, theirs = (signs[0] * clean[n] + signs[1] * disturbed[n] for n in (0, 1))
+        return paired_bootstrap(mine, theirs, index, samples, seed)
+
     return Robustness(
         {name: _interval(values) for name, values in by_name.items()},
         _interval(np.mean(list(by_name.values()), axis=0)),
@@ -123,7 +146,11 @@ def compare(pruned: Outcomes, unpruned: Outcomes, samples: int = 2000, seed: int
         left_out,
         (float(kept[0][0]), float(kept[1][0])),
         _interval(kept[0] - kept[1]),
-        paired_bootstrap(drops[0], drops[1], index, samples, seed),
+        gap((1, -1)),
+        (float(100 * disturbed[0].mean()), float(100 * disturbed[1].mean())),
+        gap((0, 1)),
+        gap((1, 0)),
+        gap((1, 1)),
     )
 
 
