@@ -1,0 +1,1 @@
+"""The guarantee: p-values, fixed-sequence testing, and the run that fills a certificate."""
