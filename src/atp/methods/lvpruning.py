@@ -4,17 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import lru_cache
-from pathlib import Path
+from functools import cached_property
 from typing import Any, ClassVar
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from atp.budget.shape import ModelShape
 from atp.errors import InvalidPlan
+from atp.methods import weights as files
 from atp.methods.base import Method, Work, register
 from atp.plan import Site
 from atp.tokens import Tokens
@@ -28,11 +26,13 @@ class LVPruning(Method):
     """Score visual tokens by a module of two cross-attention blocks, from vision to text, trained beside the frozen model.
 
     Differences from the paper (there is no code): the text is all live text of the prompt; the width of a module is that of
-    its weights; tokens leave before layers 2, 9, 17 of 32, which is after the paper's 1, 8, 16.
+    its weights; tokens leave before layers 2, 9, 17 of 32, which is after the paper's 1, 8, 16. `atp train-gate` has the paper's
+    losses, but the answers of the unpruned model as labels, minutes instead of an epoch, and a rate to match; the paper gives no
+    weights of the losses.
     Cost: the module on N visual and M text tokens, see `flops`.
 
     Attributes:
-        weights: safetensors file; `<layer>.` before the names of each site's module (see `Scorer`).
+        weights: file of `atp train-gate --kind lvpruning`, with a `Scorer` for each site.
     """
 
     weights: str = ""
@@ -44,14 +44,37 @@ class LVPruning(Method):
     url: ClassVar[str] = "https://arxiv.org/abs/2501.13652"
 
     def __post_init__(self) -> None:
-        if not self.weights or not Path(self.weights).is_file():
-            raise InvalidPlan(f"method 'lvpruning' needs weights=, the path of its trained modules, got {str(self.weights)!r}")
+        object.__setattr__(self, "weights", str(self.weights))
+        _ = self.header
+
+    @cached_property
+    def _read(self) -> tuple[files.Header, dict[str, Scorer]]:
+        header, tensors = files.load(self.weights, self.name)
+        modules = {}
+        try:
+            for site in header.sites:
+                state = files.of_site(tensors, site)
+                width, hidden = state["first.query.weight"].shape
+                modules[site] = Scorer(hidden, width).to(state["head.weight"].dtype).eval().requires_grad_(False)
+                modules[site].load_state_dict(state)
+        except (KeyError, RuntimeError) as error:
+            raise InvalidPlan(
+                f"{self.weights!r} is damaged ({error!r}); train it again: atp train-gate --kind lvpruning"
+            ) from None
+        return header, modules
+
+    @property
+    def header(self) -> files.Header:
+        """What the file says of itself."""
+        return self._read[0]
+
+    def fits(self, mark: Any) -> None:
+        """Refuse a model that the weights were not trained beside."""
+        self.header.check(self.weights, mark)
 
     def default_sites(self, shape: ModelShape) -> tuple[Site, ...]:
-        """Return the inputs of the layers after 1, 8, 16 of 32, by depth."""
-        layers = shape.language.layers
-        places = {max(1, round(layers * after / 32)) for after in (2, 9, 17)}
-        return tuple(Site("language", at) for at in sorted(places) if at < layers)
+        """Return the sites that the file has modules for."""
+        return self.header.places()
 
     def score(self, tokens: Tokens) -> Tensor:
         """Return the probability to keep.
@@ -59,21 +82,31 @@ class LVPruning(Method):
         Raises:
             InvalidPlan: the weights have no module for the site.
         """
-        modules = load(str(self.weights))
-        if tokens.layer not in modules:
-            known = ", ".join(f"language:{layer}" for layer in sorted(modules))
-            raise InvalidPlan(f"{self.weights!r} has no module for language:{tokens.layer}; use sites among {known or 'none'}")
-        module = modules[tokens.layer].to(tokens.alive.device)
-        dtype = next(module.parameters()).dtype
-        logits: Tensor = module(tokens.hidden.to(dtype), tokens.text.hidden.to(dtype), tokens.text.valid)
-        return logits.softmax(2)[..., 0]
+        header, modules = self._read
+        site = f"{tokens.stack}:{tokens.layer}"
+        if site not in modules:
+            raise files.missing(self.weights, site, header)
+        return logits(modules[site].to(tokens.alive.device), tokens).softmax(2)[..., 0]
 
     def flops(self, work: Work) -> float:
         """Return those of the module, of the width that the first site's has."""
-        width = next(iter(load(str(self.weights)).values())).width
+        width = next(iter(self._read[1].values())).width
         n, m, d = work.tokens, work.text, work.hidden
         projected = n * d + n * width + 4 * m * d
         return 2.0 * width * (projected + 4 * n * m + 8 * n * width + 2 * n)
+
+
+def paper_sites(layers: int) -> tuple[Site, ...]:
+    """Return the inputs of the layers after 1, 8, 16 of 32, by depth."""
+    places = {max(1, round(layers * after / 32)) for after in (2, 9, 17)}
+    return tuple(Site("language", at) for at in sorted(places) if at < layers)
+
+
+def logits(module: Scorer, tokens: Tokens) -> Tensor:
+    """Return logits (keep, drop) `[B, N, 2]`; no gradient flows into the model."""
+    dtype = next(module.parameters()).dtype
+    found: Tensor = module(tokens.hidden.detach().to(dtype), tokens.text.hidden.detach().to(dtype), tokens.text.valid)
+    return found
 
 
 class Block(nn.Module):
@@ -115,26 +148,3 @@ class Scorer(nn.Module):
         """Return logits `[B, N, 2]` of vision `[B, N, D]`, text `[B, M, D]`, valid `[B, M]` bool."""
         logits: Tensor = self.head(self.second(self.first(vision, text, valid), text, valid))
         return logits
-
-
-@lru_cache(maxsize=2)
-def load(path: str) -> dict[int, Scorer]:
-    """Read the modules of a file, by the layer of their site.
-
-    Raises:
-        InvalidPlan: a file that holds none.
-    """
-    try:
-        values: dict[str, Tensor] = load_file(path)
-        layers: dict[int, dict[str, Any]] = {}
-        for name, value in values.items():
-            layer, _, rest = name.partition(".")
-            layers.setdefault(int(layer), {})[rest] = value
-        modules = {}
-        for number, state in layers.items():
-            width, hidden = state["first.query.weight"].shape
-            modules[number] = Scorer(hidden, width).to(state["head.weight"].dtype).eval().requires_grad_(False)
-            modules[number].load_state_dict(state)
-    except (OSError, SafetensorError, KeyError, ValueError, RuntimeError) as error:
-        raise InvalidPlan(f"{path!r} holds no modules of 'lvpruning' ({error!r}); expected names like '2.head.weight'") from None
-    return modules
