@@ -219,7 +219,9 @@ def test_prune_on_a_pruned_model() -> None:
         ({"plan": Plan("fastv", (Step(Site("vision", 2), 0.5),))}, InvalidPlan, "prunes language only"),
         ({"plan": Plan("atp", (Step(Site("pixels", 0), 0.5),))}, InvalidPlan, "prunes vision and language only"),
         ({"plan": Plan("resize", (Step(Site("pixels", 0), 0.5, threshold=1.0),))}, InvalidPlan, "one size for all images"),
-        ({"plan": Plan("atp", (Step(Site("language", 2), 0.5, kinds=("text",)),))}, InvalidPlan, "only visual tokens"),
+        ({"plan": Plan("fastv", (Step(Site("language", 2), 1.0, text=0.5),))}, InvalidPlan, "got text=0.5; use text=1.0"),
+        ({"budget": 0.8, "text": 1.5}, InvalidPlan, r"text is a share in \[0, 1\], got 1.5"),
+        ({"budget": 0.8, "text": 0.5, "text_tail": 0}, InvalidPlan, "text_tail is a whole number >= 1, got 0; e.g. text_tail=32"),
     ],
     ids=lambda value: str(value)[:40] if isinstance(value, dict) else "",
 )

@@ -35,10 +35,13 @@ def test_directory_loads_true_classes_ready_to_generate(loaded: tuple[Any, Any],
 
 
 def test_shipped_name_is_the_packages_folder(copy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    shutil.move(copy, tmp_path / loading.SHIPPED)
+    shutil.move(copy, tmp_path / loading.DEFAULT)
     monkeypatch.setattr(loading, "PACKAGED", tmp_path)
     assert loading.resolve("atp-mini-llava") == str(tmp_path / "atp-mini-llava")
     load("atp-mini-llava", device="cpu")
+    (tmp_path / "atp-mini-blip2").mkdir()
+    with pytest.raises(BadInput, match=r"model 'atp-mini-blip2' is not in this installation .* has: atp-mini-llava\).*reinstall"):
+        load("atp-mini-blip2", device="cpu")
 
 
 def test_hub_id_passes_through_and_home_is_expanded(monkeypatch: pytest.MonkeyPatch, copy: Path) -> None:
@@ -54,7 +57,7 @@ def test_hub_id_passes_through_and_home_is_expanded(monkeypatch: pytest.MonkeyPa
         ("./nowhere", r"no such model directory: './nowhere'"),
         ("/no/such/dir", r"no such model directory"),
         ("", r"no such model directory: ''"),
-        ("a/b/c", r"expected 'atp-mini-llava', a directory, or a hub id"),
+        ("a/b/c", r"expected 'atp-mini-llava', .*, a directory, or a hub id"),
     ],
 )
 def test_names_that_are_nothing(name: str, says: str) -> None:
@@ -205,5 +208,5 @@ def test_the_shipped_model_is_complete() -> None:
     model, processor = load(device="cpu")
     assert type(model).__name__ == "LlavaForConditionalGeneration"
     assert loading.prompt_of(processor, "how many dogs ?")
-    weights = loading.PACKAGED / loading.SHIPPED / "model.safetensors"
+    weights = loading.PACKAGED / loading.DEFAULT / "model.safetensors"
     assert weights.stat().st_size <= 12_000_000

@@ -151,7 +151,7 @@ def test_atp_covers_the_image_with_a_share_of_what_stays(coverage: float) -> Non
     scores = torch.rand(2, N, generator=torch.Generator().manual_seed(0))
     asked = tokens(2, "language")
     assert torch.equal(ATP(coverage=coverage).select(scores, asked, counts), top(scores, asked.alive, counts))
-    keep = ATP(coverage=coverage).select(scores, made, counts)
+    keep = ATP(coverage=coverage, merge=False).select(scores, made, counts)
     assert keep.sum(1).tolist() == [40, 7]
     spread = [int(40 * coverage), int(7 * coverage)]
     best = top(scores, made.alive, counts - torch.tensor(spread))
@@ -169,3 +169,25 @@ def test_atp_covers_the_image_with_a_share_of_what_stays(coverage: float) -> Non
 def test_a_coverage_that_is_no_share(coverage: object) -> None:
     with pytest.raises(InvalidPlan, match=r"coverage is a share in .0, 1., got"):
         ATP(coverage=coverage)  # type: ignore[arg-type]
+
+
+def test_atp_merges_like_tome_but_what_is_salient_goes_later() -> None:
+    """Four patches in two equal pairs: the odd one of the less salient pair leaves; without protection, the first."""
+    keys = torch.tensor([[[1.0, 0.0], [1.0, 0.0], [0.0, 1.0], [0.0, 1.0]]]).unsqueeze(2)
+    alive = torch.ones(1, 4, dtype=torch.bool)
+    made = Tokens(
+        "vision", 2, alive, (4,), torch.zeros(1, 4, 2, dtype=torch.int64), torch.zeros(1, 4), (2, 2), _keys=lambda: keys
+    )
+    method, counts = ATP(protect=0.5), torch.tensor([3])
+    first, last = torch.tensor([[1.0, 2.0, 1.0, 0.5]]), torch.tensor([[1.0, 0.5, 1.0, 2.0]])
+    assert method.select(first, made, counts).tolist() == [[True, True, True, False]]
+    assert method.select(last, made, counts).tolist() == [[True, False, True, True]]
+    assert ATP(protect=0.0).select(first, made, counts).tolist() == [[True, False, True, True]]
+    cost = method.measure(first, made)
+    assert cost is not None
+    torch.testing.assert_close(cost, torch.tensor([[3.0, 0.5 * math.log(2), 3.0, 0.0]]))
+    hidden, keep = torch.tensor([[[1.0], [3.0], [5.0], [9.0]]]), torch.tensor([[True, True, True, False]])
+    assert method.fuse(hidden, keep, first, made)[0, :3, 0].tolist() == [1.0, 3.0, 7.0]
+    assert method.sizes(keep, first, made)[0, :3].tolist() == [1.0, 1.0, 2.0]
+    assert ATP(merge=False).measure(first, made) is None and not ATP(merge=False).merges("vision")
+    assert not method.merges("language")

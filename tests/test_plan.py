@@ -37,6 +37,14 @@ def test_a_file_gives_back_the_plan(tmp_path: Path, name: str) -> None:
     assert Plan.from_dict(PLAN.to_dict()) == PLAN
 
 
+def test_a_file_of_version_0_1_is_read() -> None:
+    old = PLAN.to_dict()
+    for step in old["steps"]:
+        del step["text"]
+        step["kinds"] = ["visual"]
+    assert Plan.from_dict(old) == PLAN
+
+
 def test_sites_parse() -> None:
     assert Site.parse("vision:3") == Site("vision", 3)
     assert str(Site("pixels", 0)) == "pixels:0"
@@ -54,8 +62,8 @@ def test_sites_parse() -> None:
         (lambda: Step(Site("vision", 1), 1.5), r"share in \[0, 1\], got 1.5"),
         (lambda: Step(Site("vision", 1), 0.5, threshold=-1), "threshold is relative"),
         (lambda: Step(Site("vision", 1), 0.5, floor=0.9, ceiling=0.1), "floor <= ceiling"),
-        (lambda: Step(Site("vision", 1), 0.5, kinds=()), "kinds come from"),
-        (lambda: Step(Site("vision", 1), 0.5, kinds=("audio",)), "kinds come from"),
+        (lambda: Step(Site("language", 1), 0.5, text=1.5), r"text is a share in \[0, 1\], got 1.5"),
+        (lambda: Step(Site("vision", 1), 0.5, text=0.5), "text tokens are in the language model only; give text=0.5"),
         (lambda: Plan("atp", (Step(Site("vision", 1), 0.5), Step(Site("vision", 1), 0.4))), "two steps at vision:1"),
         (lambda: Plan("atp", (Step(Site("vision", 1), 0.5), Step(Site("vision", 2), 0.6))), "cannot grow"),
     ],

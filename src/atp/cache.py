@@ -79,6 +79,7 @@ class SubsetStore:
         self.seen = 0  # logical tokens
         self.base: Columns | None = None  # columns of the first `base.size` stored keys; None = no token is missing
         self.announced: Announcement | None = None
+        self.shuffled = False  # whether rows or tokens were taken out or put elsewhere
 
     def adopt(self, keys: Tensor, values: Tensor) -> None:
         """Take over keys and values `[B, H, T, d]` of which none is missing."""
@@ -151,7 +152,7 @@ class SubsetStore:
         """Forget everything."""
         self.keys = self.values = None
         self.is_initialized = False
-        self.seen, self.base, self.announced = 0, None, None
+        self.seen, self.base, self.announced, self.shuffled = 0, None, None, False
 
     def crop(self, tokens_to_remove: int) -> None:
         """Remove the last `-tokens_to_remove` logical tokens.
@@ -169,6 +170,7 @@ class SubsetStore:
         if remove == self.seen:
             self.reset()
             return
+        self.shuffled = True
         tail = self.stored if self.base is None else self.stored - self.base.size
         if remove <= tail:
             self._trim(remove)
@@ -195,6 +197,7 @@ class SubsetStore:
 
     def reorder_cache(self, beam_idx: Tensor) -> None:
         """Take rows of the batch, as beam search does."""
+        self.shuffled = True
         if self.keys is not None and self.values is not None:
             index = beam_idx.to(self.keys.device)
             self.keys, self.values = self.keys.index_select(0, index), self.values.index_select(0, index)
@@ -208,6 +211,7 @@ class SubsetStore:
 
     def batch_select_indices(self, indices: Tensor) -> None:
         """Keep some rows of the batch."""
+        self.shuffled = True
         if self.keys is not None and self.values is not None:
             self.keys, self.values = self.keys[indices, ...], self.values[indices, ...]
             self.base = None if self.base is None else self.base.select(indices)

@@ -22,7 +22,9 @@ from rich.text import Text
 import atp
 from atp.bench.command import bench
 from atp.errors import AtpError, BadInput
+from atp.evals.certify.command import calibrate
 from atp.evals.harness import command
+from atp.gate.command import train_gate
 
 if TYPE_CHECKING:
     from atp.compare import Comparison
@@ -35,8 +37,10 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 
-ModelOption = Annotated[str, typer.Option(help="atp-mini-llava (shipped), a directory, or a hub id.")]
-BudgetOption = Annotated[float | None, typer.Option(help="Share of the unpruned FLOPs to spend, in (0, 1]. [default: 0.6]")]
+ModelOption = Annotated[str, typer.Option(help="A shipped model (see `atp models`), a directory, or a hub id.")]
+BudgetOption = Annotated[
+    str | None, typer.Option(help="Share of the unpruned FLOPs in (0, 1], or '64 tokens', '250 ms', '24 MB'. [default: 0.6]")
+]
 MethodOption = Annotated[str | None, typer.Option(help="See `atp methods`. [default: atp]")]
 DtypeOption = Annotated[str | None, typer.Option(help="Of the weights. [default: float32 on a CPU, else the checkpoint's]")]
 DeviceOption = Annotated[str | None, typer.Option(help="E.g. cpu or cuda:0. [default: a GPU if there is one]")]
@@ -138,7 +142,8 @@ def models() -> None:
         ),
         soft_wrap=True,
     )
-    Console().print(Text(f"{SHIPPED} (a llava) is shipped: atp run --image cat.png --question ..."), soft_wrap=True)
+    shipped = f"Shipped: {', '.join(SHIPPED)}; e.g. atp run --model {SHIPPED[0]} --image cat.png --question ..."
+    Console().print(Text(shipped), soft_wrap=True)
 
 
 @app.command()
@@ -175,6 +180,8 @@ def demo(
 app.command("eval")(command.evaluate)
 app.command()(command.report)
 app.command()(bench)
+app.command()(calibrate)
+app.command("train-gate")(train_gate)
 
 
 def _print_comparison(result: Comparison) -> None:

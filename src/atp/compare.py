@@ -13,11 +13,12 @@ from PIL import Image
 from torch import Tensor
 
 from atp.adapters import adapt
-from atp.budget.cost import Workload
+from atp.asking import build_inputs, new_tokens, visible_box
+from atp.asking import workload as workload_of
+from atp.budget.amount import Amount
 from atp.engine import Run, prune
 from atp.errors import BadInput
-from atp.loading import build_inputs, visible_box
-from atp.plan import Plan
+from atp.plan import STACKS, Plan
 from atp.tokens import Trace
 
 REPEATS, QUICK = 3, 1.0  # ours: answers faster than a second are timed as the best of three
@@ -38,6 +39,7 @@ class Comparison:
         seconds: wall time of `unpruned` and `pruned`, and the host time of `selection` within the latter.
         trace: of the pruned run.
         box: the part of the image that the model sees, (left, top, right, bottom) in pixels.
+        located: stacks whose tokens are patches of the image, and not queries that read it.
     """
 
     question: str
@@ -53,6 +55,7 @@ class Comparison:
     seconds: dict[str, float]
     trace: Trace = field(repr=False)
     box: tuple[float, float, float, float]
+    located: tuple[str, ...] = STACKS
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values for JSON; layers become strings."""
@@ -74,8 +77,8 @@ class Comparison:
 
     @property
     def kept_in_words(self) -> str:
-        """What is left at the end of each stack, e.g. "tower 118/196 → language 61/196"."""
-        names = {"pixels": "image", "vision": "tower", "language": "language"}
+        """Visual tokens left at the end of each stack, e.g. "tower 118/196 → language 61/196"."""
+        names = {"pixels": "image", "vision": "tower", "language": "language" if "language" in self.located else "queries"}
         parts = [f"{names[stack]} {list(layers.values())[-1]}/{self.started[stack]}" for stack, layers in self.kept.items()]
         return " → ".join(parts) or "everything"
 
@@ -85,7 +88,7 @@ def compare(
     processor: Any,
     image: Image.Image,
     question: str,
-    budget: float | None = None,
+    budget: Amount | None = None,
     method: str | None = None,
     plan: Plan | str | Path | None = None,
     max_new_tokens: int = 16,
@@ -112,10 +115,11 @@ def compare(
     if max_new_tokens < 1:
         raise BadInput(f"max_new_tokens is at least 1, got {max_new_tokens}; e.g. --max-new-tokens 16")
     say = on_step or (lambda words: None)
+    shape = adapt(model).shape
     inputs = _on_device(model, build_inputs(processor, [image], [question]))
     say("answering with all tokens")
     output, slow = _best(lambda: _generate(model, processor, inputs, max_new_tokens))
-    workload = _workload(model, processor, inputs, output)
+    workload = workload_of(shape, processor, inputs, new_tokens(inputs, output).shape[1])
     say("answering with fewer tokens")
 
     def pruned() -> tuple[tuple[Run, Tensor], float]:
@@ -125,6 +129,7 @@ def compare(
 
     (run, shorter), fast = _best(pruned)
     report = run.report()
+    kept = {stack: layers for stack, layers in report.kept.items() if stack in STACKS}
     return Comparison(
         question=question,
         answer=_decode(processor, inputs, shorter),
@@ -134,11 +139,12 @@ def compare(
         flops=report.flops.to_dict(),
         flops_unpruned=report.flops_unpruned.to_dict(),
         flops_ratio=report.ratio,
-        kept={stack: {layer: rows[0] for layer, rows in layers.items()} for stack, layers in report.kept.items()},
-        started={stack: run.trace.last(stack)[0].started[0] for stack in report.kept},
+        kept={stack: {layer: rows[0] for layer, rows in layers.items()} for stack, layers in kept.items()},
+        started={stack: run.trace.last(stack)[0].started[0] for stack in kept},
         seconds={"unpruned": slow, "pruned": fast, "selection": report.seconds},
         trace=run.trace,
         box=visible_box(processor, image.size),
+        located=STACKS if shape.connects != "keys" else tuple(stack for stack in STACKS if stack != "language"),
     )
 
 
@@ -176,14 +182,5 @@ def _on_device(model: Any, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
     return {name: value.to(model.dtype) if value.is_floating_point() else value for name, value in moved.items()}
 
 
-def _workload(model: Any, processor: Any, inputs: dict[str, Tensor], output: Tensor) -> Workload:
-    """Describe this very prompt, so that a plan solved for it meets the budget; a picture in tiles is several images."""
-    length = inputs["input_ids"].shape[1]
-    visual = int((inputs["input_ids"] == getattr(processor, "image_token_id", -1)).sum())
-    images = max(1, round(visual / adapt(model).shape.visual))
-    return Workload(images=images, text=length - visual, answer=max(1, output.shape[1] - length))
-
-
 def _decode(processor: Any, inputs: dict[str, Tensor], output: Tensor) -> str:
-    new = output[0, inputs["input_ids"].shape[1] :]
-    return str(processor.tokenizer.decode(new, skip_special_tokens=True)).strip()
+    return str(processor.tokenizer.decode(new_tokens(inputs, output)[0], skip_special_tokens=True)).strip()

@@ -10,6 +10,7 @@ from typing import Any
 
 from PIL import Image
 
+from atp.budget.amount import Amount
 from atp.compare import Comparison, compare
 from atp.errors import BadInput
 from atp.explain import Card, overlay, page, story
@@ -59,11 +60,11 @@ def picture(image: Image.Image, result: Comparison) -> Image.Image:
     """Draw what was kept, with both answers above."""
     answers = f"all tokens: {result.answer_unpruned or '-'} · pruned: {result.answer or '-'}"
     title = f"{result.question} · {answers} · {result.flops_ratio:.0%} of the FLOPs"
-    return overlay(image, story(result.trace), result.box, title)
+    return overlay(image, story(result.trace, stacks=result.located), result.box, title)
 
 
 def answer_all(
-    model: Any, processor: Any, out: Path, budget: float | None, method: str | None, most: int = 16, source: Path = QUESTIONS
+    model: Any, processor: Any, out: Path, budget: Amount | None, method: str | None, most: int = 16, source: Path = QUESTIONS
 ) -> Iterator[Answer]:
     """Answer the questions one by one and write an overlay `NN.png` of each into `out`.
 

@@ -9,8 +9,12 @@ import torch
 from torch import Tensor
 
 from atp.subset import Subset, gather
+from atp.tracing import traced
 
-__all__ = ["density_peaks", "distances", "gather", "merge_nearest", "nearest_centre"]
+__all__ = ["average", "density_peaks", "distances", "gather", "match", "merge_nearest", "nearest_centre"]
+
+_ROUNDS = 8
+"""Rounds of matching in a graph, which cannot ask whether it is done: enough to keep one token in 256 at a single site."""
 
 
 def merge_nearest(full: Tensor, subset: Subset, dropped: Tensor) -> Tensor:
@@ -36,6 +40,56 @@ def merge_nearest(full: Tensor, subset: Subset, dropped: Tensor) -> Tensor:
         likeness = likeness.masked_fill(~subset.valid.unsqueeze(1), -2.0)
     share = torch.zeros_like(likeness).scatter(2, likeness.argmax(2, keepdim=True), 1.0) * dropped.unsqueeze(-1)
     return (kept + share.transpose(1, 2) @ full) / (1 + share.sum(1).unsqueeze(-1))
+
+
+def match(likeness: Tensor, alive: Tensor, counts: Tensor, ease: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """Merge pairs until each row has `counts` tokens left (bipartite soft matching: Bolya et al., ICLR 2023, section 3).
+
+    In a round the live tokens of odd rank each find the most similar one of even rank; the most similar pairs merge into the
+    latter. At most half leaves in a round, so some counts take several.
+
+    Args:
+        likeness: `[B, N, N]`.
+        alive: `[B, N]` bool.
+        counts: `[B]`, at least 1.
+        ease: `[B, N]`, added to a token's likeness when pairs are ranked: who should go first; None = 0.
+
+    Returns:
+        survivors `[B, N]` bool, and for each token `[B, N]` the survivor that it went into.
+    """
+    place = torch.arange(alive.shape[1], device=alive.device)
+    into, now = place.expand_as(alive), alive
+    done = 0
+    while done < _ROUNDS if traced() else int((now.sum(1) - counts).amax()) > 0:
+        done += 1
+        odd = now & ((now.cumsum(1) - 1) % 2 == 1)
+        best, partner = likeness.masked_fill(~(now & ~odd).unsqueeze(1), -2.0).max(2)
+        value = (best if ease is None else best + ease).masked_fill(~odd, -torch.inf)
+        order = value.sort(dim=1, descending=True, stable=True).indices
+        most = torch.minimum(now.sum(1) - counts, odd.sum(1)).clamp(min=0).unsqueeze(1)
+        gone = torch.zeros_like(odd).scatter(1, order, place.expand_as(order) < most)
+        into = torch.where(gone, partner, place).gather(1, into)
+        now = now & ~gone
+    return now, into
+
+
+def average(hidden: Tensor, keep: Tensor, into: Tensor, size: Tensor) -> tuple[Tensor, Tensor]:
+    """Replace each survivor by the mean of its group, weighted by sizes.
+
+    Args:
+        hidden: `[B, N, D]`.
+        keep: `[B, N]` bool, the survivors.
+        into: `[B, N]`, the survivor each token went into.
+        size: `[B, N]`, how many tokens each stands for, 0 where it has left before.
+
+    Returns:
+        `[B, N, D]`, and the new sizes `[B, N]`.
+    """
+    heavy = hidden * size.to(hidden.dtype).unsqueeze(-1)
+    total = torch.zeros_like(hidden).scatter_add(1, into.unsqueeze(-1).expand_as(hidden), heavy)
+    grown = torch.zeros_like(size).scatter_add(1, into, size)
+    mean = total / grown.clamp(min=1).to(hidden.dtype).unsqueeze(-1)
+    return torch.where(keep.unsqueeze(-1), mean, hidden), grown
 
 
 def distances(points: Tensor) -> Tensor:

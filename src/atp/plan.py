@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,7 +19,6 @@ import yaml
 from atp.errors import InvalidPlan
 
 STACKS = ("pixels", "vision", "language")
-KINDS = ("visual", "text")
 
 
 @dataclass(frozen=True, order=True)
@@ -59,12 +59,14 @@ class Step:
 
     Attributes:
         site: where.
-        keep: share, in [0, 1], of the tokens of `kinds` that the stack **started with** (patches of the tower, visual
-            tokens of the prompt); an adaptive step's expected mean share.
+        keep: share, in [0, 1], of the visual tokens that the stack **started with** (patches of the tower, visual tokens of the
+            prompt); an adaptive step's expected mean share.
         threshold: None = every input keeps `round(keep * N)`; else an input keeps its tokens whose score is at least
             `threshold` times the mean score of the tokens still alive.
         floor, ceiling: bounds of an adaptive step's share, same unit as `keep`.
-        kinds: which kinds of token may leave.
+        absolute: whether the threshold is compared with the method's own measure (`Method.measure`) instead of the mean score.
+        text: share, in [0, 1], of the prompt's text tokens that stay, in the language model; protected ones (see
+            `engine.words.Guard`) stay in any case. 1 = no text leaves.
     """
 
     site: Site
@@ -72,7 +74,8 @@ class Step:
     threshold: float | None = None
     floor: float = 0.02
     ceiling: float = 1.0
-    kinds: tuple[str, ...] = ("visual",)
+    absolute: bool = False
+    text: float = 1.0
 
     def __post_init__(self) -> None:
         if not 0.0 <= self.keep <= 1.0:
@@ -83,9 +86,13 @@ class Step:
             raise InvalidPlan(
                 f"step at {self.site}: expected 0 <= floor <= ceiling <= 1, got {self.floor!r} and {self.ceiling!r}"
             )
-        bad = [kind for kind in self.kinds if kind not in KINDS]
-        if bad or not self.kinds:
-            raise InvalidPlan(f"step at {self.site}: kinds come from {KINDS}, got {list(self.kinds)!r}")
+        if not 0.0 <= self.text <= 1.0:
+            raise InvalidPlan(f"step at {self.site}: text is a share in [0, 1], got {self.text!r}")
+        if self.text < 1 and self.site.stack != "language":
+            raise InvalidPlan(
+                f"step at {self.site}: text tokens are in the language model only; give text={self.text!r} to a step there, "
+                "e.g. at 'language:2'"
+            )
 
     @property
     def adaptive(self) -> bool:
@@ -102,14 +109,19 @@ class Plan:
         steps: sorted by stack (pixels, vision, language) and layer; at most one a site.
         options: the method's own fields, e.g. `{"alpha": 0.7}`.
         budget: the share of the unpruned FLOPs it was solved for, None for a hand-written plan.
+        tiles: of pictures in tiles, what stays before the tower runs, beside the thumbnail: a share of each picture's tiles, or
+            ">0.02": those that differ from the thumbnail by more than that. None = all. Shares of steps in the tower are of
+            the tiles that stay, those of steps in the language model of all visual tokens.
     """
 
     method: str
     steps: tuple[Step, ...] = ()
     options: Mapping[str, Any] = field(default_factory=dict)
     budget: float | None = None
+    tiles: float | str | None = None
 
     def __post_init__(self) -> None:
+        _check_tiles(self.tiles)
         ordered = tuple(sorted(self.steps, key=lambda step: (STACKS.index(step.site.stack), step.site.layer)))
         sites = [step.site for step in ordered]
         twice = sorted({str(site) for site in sites if sites.count(site) > 1})
@@ -135,14 +147,20 @@ class Plan:
         """Whether any step's count depends on the input."""
         return any(step.adaptive for step in self.steps)
 
+    @property
+    def spells(self) -> bool:
+        """Whether text tokens leave at any step."""
+        return any(step.text < 1 for step in self.steps)
+
     def to_dict(self) -> dict[str, Any]:
         """Return plain values that `from_dict` reads back to an equal plan."""
         steps = []
         for step in self.steps:
             entry = dataclasses.asdict(step)
-            entry["site"], entry["kinds"] = str(step.site), list(step.kinds)
+            entry["site"] = str(step.site)
             steps.append(entry)
-        return {"method": self.method, "budget": self.budget, "options": dict(self.options), "steps": steps}
+        tiles = {} if self.tiles is None else {"tiles": self.tiles}
+        return {"method": self.method, "budget": self.budget, **tiles, "options": dict(self.options), "steps": steps}
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Plan:
@@ -154,12 +172,11 @@ class Plan:
         _check_keys("plan", data, {f.name for f in dataclasses.fields(cls)}, {"method"})
         steps = []
         for entry in data.get("steps") or ():
+            if isinstance(entry, Mapping) and entry.get("kinds") == ["visual"]:  # as files of version 0.1 say
+                entry = {name: value for name, value in entry.items() if name != "kinds"}
             _check_keys("step", entry, {f.name for f in dataclasses.fields(Step)}, {"site", "keep"})
-            values = dict(entry, site=Site.parse(entry["site"]))
-            if "kinds" in values:
-                values["kinds"] = tuple(values["kinds"])
-            steps.append(Step(**values))
-        return cls(data["method"], tuple(steps), dict(data.get("options") or {}), data.get("budget"))
+            steps.append(Step(**dict(entry, site=Site.parse(entry["site"]))))
+        return cls(data["method"], tuple(steps), dict(data.get("options") or {}), data.get("budget"), data.get("tiles"))
 
     def save(self, path: str | Path) -> None:
         """Write YAML, or JSON where the name ends in `.json`."""
@@ -182,6 +199,16 @@ class Plan:
             found = type(data).__name__
             raise InvalidPlan(f"{str(path)!r} is no plan: expected a mapping with 'method' and 'steps', got {found}")
         return cls.from_dict(data)
+
+
+def _check_tiles(tiles: Any) -> None:
+    if tiles is None or (isinstance(tiles, (int, float)) and not isinstance(tiles, bool) and 0 <= tiles <= 1):
+        return
+    if not (isinstance(tiles, str) and re.fullmatch(r">\s*(\d+\.?\d*|\.\d+)", tiles.strip())):
+        raise InvalidPlan(
+            "tiles is a share of each picture's tiles in [0, 1], such as 0.5, or the least difference from the thumbnail in "
+            f"normalised pixels, such as '>0.02'; got {tiles!r}"
+        )
 
 
 def _check_keys(what: str, data: Any, known: set[str], needed: set[str]) -> None:

@@ -157,7 +157,7 @@ class Record:
 
     Attributes:
         forward: number of the forward, from 0; the tower's pass belongs to the forward that reads its features.
-        stack, layer: the site.
+        stack, layer: the site; `text` for text tokens that leave in the language model, numbered in the order of the prompt.
         input_index: which rows.
         started: tokens each row's stack started with.
         counts: tokens each row keeps.
@@ -165,6 +165,7 @@ class Record:
         raw_scores: `[B, N]` on the device, NaN-free only where tokens were alive; None where nothing was scored.
         alive: `[B, N]` bool, the tokens alive before.
         seconds: host time of scoring and choosing.
+        measured: `[B, N]`, what thresholds are compared with where the method has its own measure (`Method.measure`); else None.
     """
 
     forward: int
@@ -177,6 +178,7 @@ class Record:
     raw_scores: Tensor | None = field(repr=False)
     alive: Tensor = field(repr=False)
     seconds: float = 0.0
+    measured: Tensor | None = field(default=None, repr=False)
 
     @lazy
     def kept(self) -> list[Tensor]:
@@ -186,10 +188,18 @@ class Record:
     @lazy
     def scores(self) -> list[Tensor] | None:
         """Per row the scores of the tokens alive before, in their order, on the CPU."""
-        if self.raw_scores is None:
+        return self._live(self.raw_scores)
+
+    @lazy
+    def bars(self) -> list[Tensor] | None:
+        """Per row what a threshold is compared with, as `scores`: the method's own measure, or the scores."""
+        return self._live(self.raw_scores if self.measured is None else self.measured)
+
+    def _live(self, values: Tensor | None) -> list[Tensor] | None:
+        if values is None:
             return None
         alive = self.alive.cpu()
-        return [row[alive[i]] for i, row in enumerate(self.raw_scores.cpu())]
+        return [row[alive[i]] for i, row in enumerate(values.cpu())]
 
     def joined(self, other: Record) -> Record:
         """The same site with the rows of another record behind its own."""
@@ -218,6 +228,7 @@ class Record:
             raw_scores=join(self.raw_scores, other.raw_scores, torch.nan),
             alive=alive,
             seconds=self.seconds + other.seconds,
+            measured=join(self.measured, other.measured, torch.nan),
         )
 
 
@@ -227,19 +238,23 @@ class Trace:
 
     Attributes:
         records: in the order in which the sites were met.
+        texts: of text tokens.
         grids: patch grid (height, width) of each image of the last forward.
         image_rows: the prompt row of each image of the last forward, where known.
+        tiles: whether each tile of the last call of the tower ran; [] = all.
         layout: how the last forward's images became visual tokens, where the family needs to be told; else None.
     """
 
     records: list[Record] = field(default_factory=list)
+    texts: list[Record] = field(default_factory=list)
     grids: list[tuple[int, int]] = field(default_factory=list)
     image_rows: list[int] = field(default_factory=list)
+    tiles: list[bool] = field(default_factory=list)
     layout: Any = None
 
     def last(self, stack: str) -> list[Record]:
         """Return the records of the last forward that met a site of the stack."""
-        mine = [record for record in self.records if record.stack == stack]
+        mine = [record for record in (*self.records, *self.texts) if record.stack == stack]
         return [record for record in mine if record.forward == mine[-1].forward]
 
     def kept(self, stack: str) -> dict[int, list[int]]:
@@ -261,3 +276,4 @@ class Trace:
     def clear(self) -> None:
         """Forget all records."""
         self.records.clear()
+        self.texts.clear()

@@ -19,6 +19,14 @@ ADAPTIVE = (
     "counts by threshold depend on the input, so torch.compile and torch.export cannot put this call into one graph; use a plan "
     "without thresholds, such as that of atp.prune(model, budget=0.6), or call the model without torch.compile"
 )
+TEXT = (
+    "how many text tokens are protected depends on the prompt, so torch.compile and torch.export cannot put this call into one "
+    "graph; use text=1.0, or call the model without torch.compile"
+)
+TILES = (
+    "which tiles stay is read from the pixels, so torch.compile and torch.export cannot put this call into one graph; leave "
+    "tiles= away, or call the model without torch.compile"
+)
 SIZES = (
     "this adapter reads the sizes of images on the host, so torch.compile and torch.export cannot trace its model; call it "
     "without torch.compile (`atp models` names the types that are one graph)"
@@ -50,7 +58,7 @@ def _refusal(why: str) -> Callable[[], NoReturn]:
     return made
 
 
-refuse_adaptive, refuse_loops, refuse_sizes = _refusal(ADAPTIVE), _refusal(LOOPS), _refusal(SIZES)
+refuse_adaptive, refuse_loops, refuse_sizes, refuse_text, refuse_tiles = map(_refusal, (ADAPTIVE, LOOPS, SIZES, TEXT, TILES))
 
 
 class lazy(cached_property[T]):

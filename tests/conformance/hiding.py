@@ -27,6 +27,7 @@ class Hiding:
 
     def __init__(self, adapter: Adapter, trace: Trace, visual: Tensor) -> None:
         self.adapter, self.trace, self.visual = adapter, trace, visual
+        self.words = torch.zeros_like(visual)  # text of the prompts, where some of it left
         self.layer_of = {
             id(part): (view.name, number)
             for view in (adapter.vision, adapter.language)
@@ -57,12 +58,13 @@ class Hiding:
 
     def arrived(self) -> list[set[int]]:
         """Visual tokens of each prompt that are alive at the tower's end, by what the adapter says they stand for."""
-        images, rows = self.images, len(self.visual)
+        images, rows, tiles = self.images, len(self.visual), self.trace.tiles
         whole = [set(range(int(row.sum()))) for row in self.visual]
-        if images is None or self.adapter.connects == "keys" or not self.trace.last("vision"):
+        if images is None or self.adapter.connects == "keys" or not (self.trace.last("vision") or tiles):
             return whole
         facts = torch.ones(len(images.counts), max(images.counts), 1)
-        for image, kept in enumerate(self.trace.last("vision")[-1].kept):
+        facts[[number for number, ran in enumerate(tiles) if not ran]] = 0.0
+        for image, kept in enumerate(self.trace.last("vision")[-1].kept if self.trace.last("vision") else ()):
             facts[image] = 0.0
             facts[image, kept] = 1.0
         alive = torch.cat(self.adapter.pack(facts, images.counts, self.extra))[:, 0].nan_to_num(1.0)
@@ -83,6 +85,10 @@ class Hiding:
         for row, kept in enumerate(alive):
             for number, place in enumerate(self.visual[row].nonzero().flatten().tolist()):
                 there[row, place] = number in kept
+        for record in self.trace.last("text"):
+            for row, kept in enumerate(record.kept if record.layer <= layer else ()):
+                places = self.words[row].nonzero().flatten()
+                there[row, places] = torch.isin(torch.arange(len(places)), kept)
         return there[:, -keys:]  # a sliding layer has forgotten the first ones
 
     def keys(self, module: Any, count: int) -> Tensor | None:

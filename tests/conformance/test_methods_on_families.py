@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import save_file
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -19,10 +18,9 @@ from atp.budget.cost import Workload
 from atp.engine import prune
 from atp.errors import InvalidPlan, UnreachableBudget
 from atp.methods import METHODS
-from atp.methods.lvpruning import Scorer
-from atp.methods.tokendrop import blank, save
 from atp.plan import Plan, Site, Step
 from conformance.test_families import SERVED, model_of, said
+from gate import parts
 
 NAMES = [name for name in METHODS.names() if not METHODS.get(name).trained and name != "none"]
 REFUSALS = (
@@ -89,29 +87,16 @@ def counted(model: Any, inputs: Any) -> int:
     return total
 
 
-def test_lvpruning_with_its_weights(tmp_path: Path) -> None:
-    torch.manual_seed(3)
+@pytest.mark.parametrize("method", ["gate", "lvpruning"])
+def test_trained_modules_with_their_weights(method: str, tmp_path: Path) -> None:
     model = tiny.model()
-    wide = model.config.text_config.hidden_size
-    save_file(
-        {f"2.{name}": value for name, value in Scorer(wide, 16).double().state_dict().items()}, str(tmp_path / "w.safetensors")
-    )
-    plan = Plan("lvpruning", (Step(Site("language", 2), 0.5),), {"weights": str(tmp_path / "w.safetensors")})
+    sites = (Site("vision", 2), Site("language", 2)) if method == "gate" else (Site("language", 2),)
+    path = parts.written(tmp_path / "w.safetensors", method, model, sites)
+    plan = Plan(method, tuple(Step(site, 0.5) for site in sites), {"weights": str(path)})
     inputs = tiny.prompts(model, images=(1, 2, 1))
     assert invariants.equals_reference(model, inputs, plan, steps=3).dropped > 0
     invariants.batch_equals_singles(model, inputs, plan, (1, 2, 1))
     invariants.counted_flops_are_true(model, tiny.prompts(model, (12,)), plan)
-
-
-def test_text_tokens_do_not_leave_yet(tmp_path: Path) -> None:
-    save(blank(tiny.VOCAB), tmp_path / "t.safetensors")
-    table = str(tmp_path / "t.safetensors")
-    says = "method 'tokendrop' makes text tokens leave, but only visual tokens can here; use a method .*method='atp'"
-    with pytest.raises(InvalidPlan, match=says), prune(tiny.model(), method="tokendrop", budget=0.9, table=table):
-        pass
-    plan = Plan("tokendrop", (Step(Site("language", 2), 0.5, kinds=("text",)),), {"table": table})
-    with pytest.raises(InvalidPlan, match=says), prune(tiny.model(), plan=plan):
-        pass
 
 
 @pytest.mark.parametrize(("name", "site"), [("tome", "vision:0"), ("dart", "language:0")])

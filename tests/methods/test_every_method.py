@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import replace
 from functools import cache
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,9 +13,10 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import sample
 from atp.methods.base import METHODS, Method, Work
-from atp.methods.lvpruning import Scorer
 from atp.methods.tokendrop import blank, save
+from atp.plan import Site
 from atp.tokens import READS, Tokens
+from gate import parts
 
 NAMES = [name for name in METHODS.names() if METHODS.get(name).__module__.startswith("atp.methods")]
 CASES = [(name, stack) for name in NAMES for stack in ("vision", "language") if stack in METHODS.get(name).stacks]
@@ -37,20 +37,14 @@ def build(tmp_path_factory: pytest.TempPathFactory) -> Any:
             torch.manual_seed(3)
             save(blank(64) * torch.rand(64), folder / "table.safetensors")
             options["table"] = str(folder / "table.safetensors")
-        if name == "lvpruning":
-            options["weights"] = str(scorer(folder / "scorer.safetensors"))
+        if name in ("gate", "lvpruning"):
+            sites = [Site(stack, 2) for stack in METHODS.get(name).stacks]
+            widths = {"vision": 16, "language": 16}
+            path = parts.write(folder / f"{name}.safetensors", name, sites, widths, parts.files.Mark("", ()))
+            options["weights"] = str(path)
         return METHODS.get(name)(**options)
 
     return make
-
-
-def scorer(path: Path) -> Path:
-    """Write the module of site language:2 for states of width 16."""
-    from safetensors.torch import save_file
-
-    torch.manual_seed(3)
-    save_file({f"2.{name}": value for name, value in Scorer(16, 8).state_dict().items()}, str(path))
-    return path
 
 
 def wanted(made: Tokens, share: float) -> Tensor:

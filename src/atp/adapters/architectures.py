@@ -72,7 +72,7 @@ ARCHITECTURES: dict[str, dict[str, Any]] = {
             "model_type": "llama", "hidden_size": 2048, "intermediate_size": 8192, "num_hidden_layers": 24,
             "num_attention_heads": 32, "num_key_value_heads": 32, "vocab_size": 49280,
         },
-        "scale_factor": 3, "image_token_id": 49153,
+        "scale_factor": 3, "image_token_id": 49190,
     },
     "paligemma-3b-224": {
         "model_type": "paligemma",
@@ -178,7 +178,7 @@ HUB = {
     "llava-onevision-0.5b": "llava-hf/llava-onevision-qwen2-0.5b-ov-hf",
     "internvl3-1b": "OpenGVLab/InternVL3-1B-hf",
     "smolvlm-256m": "HuggingFaceTB/SmolVLM-256M-Instruct",
-    "smolvlm-2.2b": "HuggingFaceTB/SmolVLM-Instruct",
+    "smolvlm-2.2b": "HuggingFaceTB/SmolVLM2-2.2B-Instruct",
     "paligemma-3b-224": "google/paligemma-3b-mix-224",
     "gemma-3-4b": "google/gemma-3-4b-it",
     "qwen2-vl-2b": "Qwen/Qwen2-VL-2B-Instruct",
@@ -196,25 +196,55 @@ HUB = {
 """Where the weights of each lie."""
 
 
-def configuration(name: str) -> Any:
+DEPTHS = ("num_hidden_layers", "depth", "layers", "encoder_layers")
+"""Fields that say how many layers a stack has."""
+
+PLACES = ("fullatt_block_indexes", "deepstack_visual_indexes", "cross_attention_layers", "intermediate_layers_indices")
+"""Fields that name single layers; one beyond the last cannot be."""
+
+
+def configuration(name: str, depth: float = 1.0) -> Any:
     """Return the configuration of an architecture.
 
+    Args:
+        name: of it.
+        depth: share of the layers of tower and language model that stay.
+
     Raises:
-        BadInput: an unknown name, with the nearest one.
+        BadInput: an unknown name, with the nearest one; a depth outside (0, 1], or one at which layers that the
+            architecture names are missing.
     """
     if name not in ARCHITECTURES:
         raise BadInput(f"unknown architecture {name!r}.{did_you_mean(name, ARCHITECTURES)} Known: {', '.join(ARCHITECTURES)}")
+    if not 0 < depth <= 1:
+        raise BadInput(f"--depth is a share of the layers in (0, 1], got {depth:g}; e.g. --depth 0.5")
     from transformers import AutoConfig
 
     fields = dict(ARCHITECTURES[name])
-    return AutoConfig.for_model(fields.pop("model_type"), **fields)
+    made = AutoConfig.for_model(fields.pop("model_type"), **fields)
+    if depth < 1:
+        for part in (made.vision_config, getattr(made, "text_config", made)):
+            _shorten(name, part, depth)
+    return made
 
 
-def skeleton(name: str, device: str = "meta") -> nn.Module:
+def _shorten(name: str, config: Any, depth: float) -> None:
+    """Take the last layers away from one stack."""
+    field = next(field for field in DEPTHS if hasattr(config, field))
+    left = max(1, round(depth * getattr(config, field)))
+    named = [place for which in PLACES for place in getattr(config, which, None) or () if place >= left]
+    if named:
+        raise BadInput(f"{name} names layers up to {max(named)} that --depth {depth:g} leaves out; use --depth 1")
+    setattr(config, field, left)
+    if getattr(config, "layer_types", None):
+        config.layer_types = config.layer_types[:left]
+
+
+def skeleton(name: str, device: str = "meta", depth: float = 1.0) -> nn.Module:
     """Build an architecture; on the meta device it has sizes and no weights.
 
     Raises:
-        BadInput: an unknown name.
+        BadInput: as `configuration`.
 
     Example:
         >>> atp.adapters.adapt(skeleton("llava-1.5-7b")).shape.visual
@@ -223,5 +253,5 @@ def skeleton(name: str, device: str = "meta") -> nn.Module:
     from transformers import AutoModelForImageTextToText
 
     with torch.device(device):
-        model: nn.Module = AutoModelForImageTextToText.from_config(configuration(name))  # type: ignore[no-untyped-call]
+        model: nn.Module = AutoModelForImageTextToText.from_config(configuration(name, depth))  # type: ignore[no-untyped-call]
     return model.eval()

@@ -64,8 +64,23 @@ def example(adapter: Adapter, batch: int = 1, text: int = 32, tiles: int | None 
         **typed(kind, ids, token, noise["pixel_values"], text),
     }
     for name, shape in noise.items():
-        made[name] = torch.randn(shape, generator=generator).to(model.dtype)
+        pixels = torch.randn(shape, generator=generator)
+        if name == "pixel_values" and count > 2 and kind in ("idefics3", "internvl", "smolvlm"):
+            pixels = _picture(pixels.view(batch, count, *shape[-3:]), generator).view(shape)
+        made[name] = pixels.to(model.dtype)
     return {name: value.to(model.device) for name, value in made.items()}
+
+
+def _picture(noise: Tensor, generator: torch.Generator) -> Tensor:
+    """Make of noise `[B, tiles, C, H, W]` a picture in tiles: shades under the noise, and the whole behind as a thumbnail."""
+    number = noise.shape[1] - 1
+    rows = max(n for n in range(1, math.isqrt(number) + 1) if number % n == 0)
+    (high, wide), grid = noise.shape[-2:], (rows, number // rows)
+    coarse = torch.randn(len(noise), noise.shape[2], 2 * grid[0], 2 * grid[1], generator=generator)
+    shades = torch.nn.functional.interpolate(coarse, size=(grid[0] * high, grid[1] * wide), mode="bilinear")
+    own = shades.reshape(*coarse.shape[:2], grid[0], high, grid[1], wide).permute(0, 2, 4, 1, 3, 5).flatten(1, 2)
+    small = torch.nn.functional.interpolate(shades, size=(high, wide), mode="bilinear", antialias=True)
+    return torch.cat([own + 0.1 * noise[:, :-1], small.unsqueeze(1)], 1)
 
 
 def typed(kind: str, ids: Tensor, token: int | None, pixels: tuple[int, ...], text: int) -> dict[str, Tensor]:

@@ -26,6 +26,7 @@ class Idefics2(Idefics3):
     texts: ClassVar[tuple[str, ...]] = ("mistral",)
     limits: ClassVar[tuple[str, ...]] = ("FLOPs of pixels that fill images up to one size are not counted",)
     tiles: ClassVar[int] = 1
+    tiled: ClassVar[bool] = False
     connects: ClassVar[str] = "keys"
 
     def sizes(self) -> ModelShape:

@@ -10,11 +10,12 @@ from torch import Tensor
 
 from atp.adapters.base import Args, Images, Kwargs, named
 from atp.adapters.scattered import Scattered, text_shape, tower_shape
+from atp.adapters.tiled import Tiled
 from atp.adapters.views import Decoder, Tower
 from atp.budget.shape import ModelShape
 
 
-class Idefics3(Scattered):
+class Idefics3(Tiled, Scattered):
     """`Idefics3ForConditionalGeneration` and `SmolVLMForConditionalGeneration`.
 
     A token is the square of patches that the pixel shuffle joins. An image of the tower is a tile; the model itself removes
@@ -27,6 +28,7 @@ class Idefics3(Scattered):
     towers: ClassVar[tuple[str, ...]] = ("idefics3_vision", "smolvlm_vision")
     texts: ClassVar[tuple[str, ...]] = ("llama",)
     tiles: ClassVar[int] = 13
+    beside: ClassVar[tuple[tuple[str, int], ...]] = (("patch_attention_mask", 1),)
     connects: ClassVar[str] = "rows"
 
     def build(self) -> None:

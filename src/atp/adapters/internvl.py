@@ -9,6 +9,7 @@ from torch import Tensor
 
 from atp.adapters.base import Args, Images, Kwargs, named
 from atp.adapters.scattered import Scattered, text_shape, tower_shape
+from atp.adapters.tiled import Tiled
 from atp.adapters.views import BlindTower, Decoder
 from atp.budget.shape import ModelShape
 
@@ -19,7 +20,7 @@ class InternTower(BlindTower):
     attention = "attention"
 
 
-class InternVL(Scattered):
+class InternVL(Tiled, Scattered):
     """`InternVLForConditionalGeneration`."""
 
     model_types: ClassVar[tuple[str, ...]] = ("internvl",)

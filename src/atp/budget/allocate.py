@@ -1,8 +1,9 @@
 """How many tokens each input keeps at a step: the plan's count, or the input's own by a threshold. Knows tensors only.
 
-An adaptive step keeps the tokens whose score is at least `threshold` times the mean score of the input's tokens still alive,
-within the step's floor and ceiling. The mean is the input's own, so the count of a row never depends on its neighbours in the
-batch; sums run in double precision where the device has it, so padding cannot tip a tie either.
+An adaptive step keeps the tokens whose score is at least `threshold` times the mean score of the input's tokens still alive (an
+absolute one: whose value is at least `threshold`), within the step's floor and ceiling. The mean is the input's own, so the count
+of a row never depends on its neighbours in the batch; sums run in double precision where the device has it, so padding cannot tip
+a tie either.
 """
 
 from __future__ import annotations
@@ -70,7 +71,7 @@ def allocate_adaptive(
     total = started.to(device=scores.device, dtype=double)
     values = torch.where(alive, scores, 0).to(double)
     odd, negative = ~torch.isfinite(values), values < 0
-    wanted = _above(values.nan_to_num(0.0, 0.0, 0.0), alive, step.threshold) if own is None else own.to(double)
+    wanted = _above(values.nan_to_num(0.0, 0.0, 0.0), alive, step) if own is None else own.to(double)
     wanted = torch.clamp(wanted, torch.ceil(step.floor * total - _TIE), torch.floor(step.ceiling * total + _TIE))
     counts = torch.minimum(wanted.to(torch.int64).clamp(min=1), alive.sum(1))
     flags = torch.stack([odd.any(), negative.any()]).to(torch.int64)
@@ -84,10 +85,11 @@ def _double(scores: Tensor) -> torch.dtype:
     return torch.float32 if scores.device.type == "mps" else torch.float64
 
 
-def _above(values: Tensor, alive: Tensor, threshold: float) -> Tensor:
-    """Count `[B]` of live scores that reach threshold x mean."""
-    mean = values.sum(1, keepdim=True) / alive.sum(1, keepdim=True).clamp(min=1)
-    bar = threshold * mean * (1 - _TIE)
+def _above(values: Tensor, alive: Tensor, step: Step) -> Tensor:
+    """Count `[B]` of live scores that reach threshold x mean, or of values that reach the threshold."""
+    assert step.threshold is not None
+    mean = 1.0 if step.absolute else values.sum(1, keepdim=True) / alive.sum(1, keepdim=True).clamp(min=1)
+    bar = step.threshold * mean * (1 - _TIE)
     return ((values >= bar) & alive).sum(1).to(values.dtype)
 
 

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from atp.budget.allocate import allocate
-from atp.budget.solve import check_share
+from atp.budget.amount import check_share
 from atp.errors import AtpError, InvalidPlan
 from atp.plan import Plan, Site, Step
 from atp.tokens import Record
@@ -29,8 +29,8 @@ class Observed:
     """What some prompts did under a plan: one, a batch, or the whole calibration set.
 
     Attributes:
-        scores: per site and row (an image of the tower, a prompt of the language model) the scores `[alive]` of the tokens
-            that were alive before the step.
+        scores: per site and row (an image of the tower, a prompt of the language model) the scores `[alive]`, or the method's own
+            measure (`Record.bars`), of the tokens that were alive before the step.
         started: per site and row, the tokens that the stack started with.
         flops: counted FLOPs of these prompts, selection included.
         unpruned: counted FLOPs of these prompts without pruning.
@@ -62,10 +62,10 @@ def observed(records: Iterable[Record], flops: float, unpruned: float) -> Observ
     scores: dict[Site, list[Tensor]] = {}
     started: dict[Site, list[int]] = {}
     for record in records:
-        if record.scores is None:
+        if record.bars is None:
             continue
         site = Site(record.stack, record.layer)
-        rows = [(row, total) for row, total in zip(record.scores, record.started, strict=True) if total]
+        rows = [(row, total) for row, total in zip(record.bars, record.started, strict=True) if total]
         scores.setdefault(site, []).extend(row for row, _ in rows)
         started.setdefault(site, []).extend(total for _, total in rows)
     return Observed(scores, started, flops, unpruned)
@@ -123,6 +123,7 @@ def threshold_for(scores: Sequence[Tensor], started: Sequence[int], step: Step) 
     """
     padded, alive, total = _stacked(scores, started)
     mean = torch.where(alive, padded, 0).sum(1) / alive.sum(1).clamp(min=1)
+    mean = torch.ones_like(mean) if step.absolute else mean
     ratios = torch.where(alive, padded, 0).amax(1) / mean.clamp(min=torch.finfo(padded.dtype).tiny)
     low, high = 0.0, 1.0 + min(float(ratios.max()), 1e6)
 

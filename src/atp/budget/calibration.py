@@ -14,8 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from atp.budget.amount import check_share
 from atp.budget.cost import Workload
-from atp.budget.solve import check_share
 from atp.errors import BadInput, InvalidPlan
 from atp.plan import Plan, Step
 
@@ -35,10 +35,23 @@ class Fingerprint:
     structure: str
     sample: tuple[float, ...]
 
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Fingerprint:
+        """Read plain values."""
+        return cls(str(data["structure"]), tuple(float(value) for value in data["sample"]))
+
     def matches(self, other: Fingerprint) -> bool:
         """Whether both belong to the same weights, up to the rounding of a dtype."""
         near = (abs(a - b) <= 1e-5 + 0.01 * max(abs(a), abs(b)) for a, b in zip(self.sample, other.sample, strict=False))
         return self.structure == other.structure and len(self.sample) == len(other.sample) and all(near)
+
+    def difference(self, other: Fingerprint) -> str:
+        """Say in what another model differs, empty where it does not."""
+        if self.matches(other):
+            return ""
+        if self.structure == other.structure:
+            return "this one has the same sizes but other weights"
+        return f"this one has other sizes ({other.structure}, expected {self.structure})"
 
 
 def fingerprint(parameters: Iterable[tuple[str, Tensor]]) -> Fingerprint:
@@ -106,11 +119,10 @@ class Calibration:
         Raises:
             InvalidPlan: the fingerprints differ.
         """
-        if not self.fingerprint.matches(model):
-            what = "other sizes" if self.fingerprint.structure != model.structure else "the same sizes but other weights"
+        differs = self.fingerprint.difference(model)
+        if differs:
             raise InvalidPlan(
-                f"this calibration was made with another model: this one has {what} "
-                f"({model.structure}, expected {self.fingerprint.structure}). Calibrate this model "
+                f"this calibration was made with another model: {differs}. Calibrate this model "
                 "(atp.budget.calibrate.calibrate), or leave calibration= away: "
                 f"atp.prune(model, budget={self.reach[1]:g})"
             )
@@ -162,26 +174,41 @@ class Calibration:
             BadInput: the file is absent or no calibration.
             InvalidPlan: a plan in it is malformed.
         """
-        try:
-            data = json.loads(Path(path).read_text(encoding="utf-8"))
-        except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-            raise BadInput(f"cannot read the calibration {str(path)!r}: {error}") from None
-        if not isinstance(data, Mapping) or data.get("format") != FORMAT:
-            found = data.get("format") if isinstance(data, Mapping) else type(data).__name__
-            raise BadInput(f"{str(path)!r} is no calibration: expected format {FORMAT!r}, got {found!r}; write it with save()")
-        return cls._from(data, path)
+        data = read_json(path, "calibration")
+        if data.get("format") != FORMAT:
+            raise BadInput(
+                f"{str(path)!r} is no calibration: expected format {FORMAT!r}, got {data.get('format')!r}; write it with save()"
+            )
+        return cls.from_dict(data, path)
 
     @classmethod
-    def _from(cls, data: Mapping[str, Any], path: str | Path) -> Calibration:
+    def from_dict(cls, data: Mapping[str, Any], path: str | Path) -> Calibration:
+        """Read the content of a file.
+
+        Raises:
+            BadInput: something is missing.
+        """
         try:
-            mark = data["fingerprint"]
-            known = Fingerprint(str(mark["structure"]), tuple(float(value) for value in mark["sample"]))
+            known = Fingerprint.from_dict(data["fingerprint"])
             plans = tuple(Plan.from_dict(plan) for plan in data["plans"])
             return cls(plans, known, Workload(**data["workload"]), int(data["inputs"]), str(data["note"]))
         except (KeyError, TypeError, ValueError) as error:
             raise BadInput(
                 f"the calibration {str(path)!r} is damaged ({type(error).__name__}: {error}); calibrate the model again"
             ) from None
+
+
+def read_json(path: str | Path, what: str) -> Mapping[str, Any]:
+    """Read an object from a file.
+
+    Raises:
+        BadInput: absent, broken, or no object; `what` it should have been is said.
+    """
+    try:
+        data = json.loads(Path(path).read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise BadInput(f"cannot read the {what} {str(path)!r}: {error}") from None
+    return data if isinstance(data, Mapping) else {"format": type(data).__name__}
 
 
 def _interpolated(low: Plan, high: Plan, budget: float) -> Plan:

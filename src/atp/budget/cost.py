@@ -14,6 +14,7 @@ from dataclasses import dataclass
 
 from atp.budget.layers import attention_flops, language_flops, layer_flops, stored_rows
 from atp.budget.shape import ModelShape
+from atp.budget.sites import check_sites as check_sites
 from atp.errors import InvalidPlan
 from atp.plan import Plan, Site, Step
 
@@ -22,6 +23,9 @@ VISUAL_RATERS = 32
 
 QUESTION_RATERS = 64
 """At most so many tokens of the question rate the visual ones."""
+
+TAIL = 32
+"""Last text tokens of a prompt that stay where others leave; chosen to hold question, instruction and the template's end."""
 
 
 @dataclass(frozen=True)
@@ -57,6 +61,7 @@ class Lengths:
         embedded: patches of one image that are embedded; None = all.
         connected: visual tokens of one image that pass the connector (dead patches do not); None = all.
         recalled: share of the keys that a cross-attention layer would project again at a decoded token, but that are remembered.
+        text: per language layer, the text tokens among them; () = all of the prompt's.
     """
 
     vision: tuple[float, ...]
@@ -64,6 +69,11 @@ class Lengths:
     embedded: float | None = None
     connected: float | None = None
     recalled: float = 0.0
+    text: tuple[float, ...] = ()
+
+    def texts(self, workload: Workload) -> tuple[float, ...]:
+        """Text tokens at each language layer."""
+        return self.text or (float(workload.text),) * len(self.language)
 
 
 @dataclass(frozen=True)
@@ -165,9 +175,11 @@ def lengths_of(shape: ModelShape, workload: Workload, plan: Plan, keeps: Mapping
     started = workload.images * shape.visual
     connected = visual_after(shape, patches)
     prompt, _ = _walk(plan, "language", shape.language.layers, workload.images * connected, started, keeps)
+    texts = _texts(plan, workload, shape.language.layers)
     return Lengths(
         vision=tuple(n * group + shape.prefix for n in tower),
-        language=tuple(n + workload.text for n in prompt),
+        language=tuple(n + text for n, text in zip(prompt, texts, strict=True)),
+        text=texts if plan.spells else (),
         embedded=embedded if pixels else None,
         connected=connected if connected < shape.visual and shape.connects == "rows" else None,
         recalled=float(shape.cross is not None and not shape.cross.cached),
@@ -233,7 +245,7 @@ def selection_flops(
 
 def equivalent_tokens(lengths: Lengths, workload: Workload) -> float:
     """Mean number of visual tokens at a language layer's input."""
-    return sum(lengths.language) / len(lengths.language) - workload.text
+    return (sum(lengths.language) - sum(lengths.texts(workload))) / len(lengths.language)
 
 
 def cache_bytes(shape: ModelShape, workload: Workload, lengths: Lengths | None = None, value_bytes: int = 2) -> float:
@@ -241,28 +253,6 @@ def cache_bytes(shape: ModelShape, workload: Workload, lengths: Lengths | None =
     lengths = unpruned(shape, workload) if lengths is None else lengths
     rows = stored_rows(shape, workload.text, lengths.language, workload.answer - 1)
     return 2.0 * rows * shape.language.kv_heads * shape.language.head_dim * value_bytes
-
-
-def check_sites(shape: ModelShape, sites: Iterable[Site]) -> None:
-    """Refuse sites outside the model.
-
-    Raises:
-        InvalidPlan: naming the site, the layers that exist and the nearest one.
-    """
-    layers = {"pixels": 1, "vision": shape.vision.layers, "language": shape.language.layers}
-    for site in sites:
-        last = layers[site.stack] - 1
-        if site.layer > last:
-            raise InvalidPlan(
-                f"the plan has a step at {site}, but the model's {site.stack} stack has layers 0 to {last}; "
-                f"use '{site.stack}:{last}' or an earlier one"
-            )
-        looks = shape.cross.places[-1] if shape.cross and site.stack == "language" else last
-        if site.layer > looks:
-            raise InvalidPlan(
-                f"the plan has a step at {site}, but no layer behind layer {looks} looks at visual tokens; "
-                f"use 'language:{looks}' or an earlier one"
-            )
 
 
 def _walk(
@@ -276,6 +266,17 @@ def _walk(
             alive = min(alive, _target(step, started, keeps))
         lengths.append(float(alive))
     return lengths, float(alive)
+
+
+def _texts(plan: Plan, workload: Workload, layers: int) -> tuple[float, ...]:
+    """Text tokens at each language layer; of the protected ones the last are expected."""
+    alive, found = float(workload.text), []
+    for layer in range(layers):
+        step = plan.at("language", layer)
+        if step is not None and step.text < 1:
+            alive = min(alive, float(max(whole(step.text, workload.text), min(TAIL, workload.text))))
+        found.append(alive)
+    return tuple(found)
 
 
 def _target(step: Step, started: float, keeps: Mapping[Site, float]) -> float:

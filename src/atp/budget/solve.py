@@ -1,4 +1,4 @@
-"""The plan that spends a given share of a model's FLOPs. Knows shapes and counts; nothing of models or methods.
+"""The plan that spends a share of a model's FLOPs, or so many tokens, milliseconds or bytes. Knows shapes and counts only.
 
 A schedule has one dial, its strength s. Both stacks decay geometrically, from site to site, in proportion of the depth that
 the defaults give the sites: with n sites in a stack of N tokens the i-th keeps `r**i` of what entered the stack, and r goes
@@ -14,17 +14,11 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from atp.budget.cost import (
-    Lengths,
-    Workload,
-    check_sites,
-    count,
-    lengths_of,
-    rater_count,
-    selection_flops,
-    visual_after,
-    whole,
-)
+from atp.budget.amount import Amount, Budget
+from atp.budget.amount import check_share as check_share
+from atp.budget.cost import Workload, check_sites, rater_count, visual_after, whole
+from atp.budget.price import Clock, Prices
+from atp.budget.price import More as More
 from atp.budget.shape import ModelShape
 from atp.errors import InvalidPlan, UnreachableBudget
 from atp.plan import STACKS, Plan, Site, Step
@@ -43,9 +37,6 @@ RATERS: Mapping[str, Mapping[str, tuple[str, ...]]] = {
     "resize": {},
 }
 """Raters of the methods that come with the package; any other method is counted like `atp` unless `raters` is given."""
-
-More = Callable[[Plan, Lengths], float]
-"""FLOPs that a method's own arithmetic adds."""
 
 _SLACK = 1e-9
 
@@ -80,7 +71,7 @@ def workable(shape: ModelShape, sites: Iterable[Site]) -> tuple[Site, ...]:
 
 def solve(
     shape: ModelShape,
-    budget: float,
+    budget: Amount,
     method: str = "atp",
     workload: Workload | None = None,
     sites: Sequence[Site] | None = None,
@@ -89,12 +80,14 @@ def solve(
     raters: Mapping[str, float] | None = None,
     options: Mapping[str, Any] | None = None,
     more: More | None = None,
+    value_bytes: int = 2,
+    clock: Clock | None = None,
 ) -> Plan:
-    """Find the fixed plan whose FLOPs, selection included, come nearest to `budget` x unpruned from below.
+    """Find the fixed plan whose cost comes nearest to `budget` from below: FLOPs, selection included, or another amount.
 
     Args:
         shape: sizes of the model.
-        budget: share of the unpruned FLOPs, in (0, 1].
+        budget: share of the unpruned FLOPs in (0, 1]; or '64 tokens', '250 ms', '24 MB', see `Budget`.
         method: name of the method that will choose the tokens.
         workload: images, text and answer tokens to count with; None = `Workload()`.
         sites: where tokens may leave; None = `default_sites`. The site pixels:0 gives a smaller image and stands alone.
@@ -102,62 +95,63 @@ def solve(
         raters: rows computed per site of each stack, e.g. `{"vision": 1, "language": 20}`; None = those of the method.
         options: fields of the method, copied into the plan.
         more: FLOPs of choosing under a plan and its lengths besides those rows; None = none.
+        value_bytes: of one number in the cache, for a budget in bytes.
+        clock: of the device, for a budget in milliseconds.
 
     Returns:
-        A plan of whole tokens. At budget 1 it has no steps.
+        A plan of whole tokens, `plan.budget` its share of the FLOPs. At budget 1, or any amount that everything fits into, it
+        has no steps.
 
     Raises:
         UnreachableBudget: a budget lower than these sites can reach; it carries the lowest.
-        InvalidPlan: a budget outside (0, 1], a site that the model does not have.
+        InvalidPlan: a budget that cannot be read, a site that the model does not have.
 
     Example:
         >>> plan = solve(shape, 0.6, sites=(Site("vision", 4), Site("language", 2)))
     """
-    check_share("budget", budget, positive=True)
+    amount = Budget.parse(budget)
     check_share("balance", balance)
     workload = workload or Workload()
     sites = default_sites(shape, method) if sites is None else _ordered(sites)
     check_sites(shape, sites)
     if raters is None:
         raters = {stack: rater_count(names, shape, workload, stack) for stack, names in RATERS.get(method, RATERS["atp"]).items()}
-    empty = Plan(method, (), dict(options or {}), float(budget))
-    if budget == 1:
+    prices = Prices(shape, workload, raters, more, value_bytes, clock)
+    empty = Plan(method, (), dict(options or {}), amount.value if amount.unit == "share" else 1.0)
+    if prices.of(empty, amount.unit) <= amount.value:
         return empty
-    family = _Family(shape, workload, sites, balance, raters, empty, more)
-    if any(site.stack == "pixels" for site in sites):
-        return family.smaller_image()
-    return family.pruned()
+    if amount.unit in ("tokens", "bytes") and shape.connects == "keys":  # what leaves the tower does not spare any of them
+        sites = tuple(site for site in sites if site.stack == "language")
+    family = _Family(prices, amount, sites, balance, empty)
+    pixels = any(site.stack == "pixels" for site in sites)
+    plan = family.smaller_image() if pixels else family.pruned()
+    return plan if amount.unit == "share" else replace(plan, budget=min(1.0, round(prices.of(plan, "share"), 6)))
 
 
 def plan_cost(shape: ModelShape, workload: Workload, plan: Plan, raters: Mapping[str, float], more: More | None = None) -> float:
     """Share of the unpruned FLOPs that a plan is expected to spend, selection included."""
-    lengths = lengths_of(shape, workload, plan)
-    choosing = selection_flops(shape, workload, plan, raters, lengths) + (more(plan, lengths) if more else 0.0)
-    spent = count(shape, workload, lengths, choosing)
-    return spent.total / count(shape, workload).total
+    return Prices(shape, workload, raters, more).of(plan, "share")
 
 
 @dataclass(frozen=True)
 class _Family:
     """All plans over the same sites, ordered by strength."""
 
-    shape: ModelShape
-    workload: Workload
+    prices: Prices
+    amount: Budget
     sites: tuple[Site, ...]
     balance: float
-    raters: Mapping[str, float]
     empty: Plan
-    more: More | None = None
 
     @property
-    def budget(self) -> float:
-        return float(self.empty.budget or 0.0)
+    def shape(self) -> ModelShape:
+        return self.prices.shape
 
     def affordable(self, plan: Plan) -> bool:
-        return self.cost(plan) <= self.budget * (1 + _SLACK)
+        return self.cost(plan) <= self.amount.value * (1 + _SLACK)
 
     def cost(self, plan: Plan) -> float:
-        return plan_cost(self.shape, self.workload, plan, self.raters, self.more)
+        return self.prices.of(plan, self.amount.unit)
 
     def started(self, site: Site) -> int:
         """Tokens of one image that the site's stack starts with."""
@@ -217,14 +211,15 @@ class _Family:
         return found
 
     def filled(self, counts: list[int]) -> list[int]:
-        """Give back single tokens, last sites first, as far as the budget permits."""
+        """Give back single tokens, last sites first, as far as the budget permits; none that cost nothing in its unit."""
         counts, grown = list(counts), True
         while grown:
-            grown = False
+            grown, spent = False, self.cost(self.plan(counts))
             for index in reversed(range(len(counts))):
                 more = [n + (i == index) for i, n in enumerate(counts)]
-                if self.nested(more) and self.affordable(self.plan(more)):
-                    counts, grown = more, True
+                plan = self.plan(more)
+                if self.nested(more) and self.affordable(plan) and self.cost(plan) > spent:
+                    counts, grown, spent = more, True, self.cost(plan)
         return counts
 
     def nested(self, counts: Sequence[int]) -> bool:
@@ -258,13 +253,14 @@ class _Family:
         stacks = {site.stack for site in self.sites}
         idle = {0.0: "tower", 1.0: "language model"}.get(float(self.balance)) if len(stacks) > 1 else None
         fix = f"or a balance that prunes the {idle} too, e.g. balance={BALANCE}" if idle else "or earlier sites"
-        lowest = math.ceil(self.cost(least) * 100 - 1e-6) / 100
+        lowest, work = self.amount.up(self.cost(least)), self.prices.workload
+        shown = f"{lowest.value:.2f}" if lowest.unit == "share" else str(lowest)
         where = ", ".join(map(str, self.sites)) or "none"
-        work = f"images={self.workload.images}, text={self.workload.text}, answer={self.workload.answer}"
+        told = f"images={work.images}, text={work.text}, answer={work.answer}"
         return UnreachableBudget(
-            f"budget {self.budget:g} cannot be reached by method {self.empty.method!r} at the sites {where} ({work}): "
-            f"the lowest reachable is {lowest:.2f}; use budget={lowest:.2f} {fix}",
-            lowest,
+            f"budget {self.amount} cannot be reached by method {self.empty.method!r} at the sites {where} ({told}): "
+            f"the lowest reachable is {shown}; use budget={shown} {fix}",
+            lowest.value,
         )
 
 
@@ -279,15 +275,3 @@ def _bisect(good: Callable[[float], bool], high: float) -> float:
         middle = (low + high) / 2
         low, high = (low, middle) if good(middle) else (middle, high)
     return high
-
-
-def check_share(name: str, value: float, positive: bool = False) -> None:
-    """Refuse what is not a share: in [0, 1], or in (0, 1] where `positive`; NaN is none.
-
-    Raises:
-        InvalidPlan: naming the value, the interval and an example.
-    """
-    number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    if not number or not (0 < value <= 1 if positive else 0 <= value <= 1):
-        interval, example = ("(0, 1]", "0.6") if positive else ("[0, 1]", "0.5")
-        raise InvalidPlan(f"{name} is a share in {interval}, got {value!r}; e.g. {name}={example}")

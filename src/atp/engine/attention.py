@@ -63,6 +63,7 @@ class Attention:
     capture: Capture
     flops: float = 0.0
     where: Tensor = field(init=False)
+    cap: int = field(default=QUESTION_RATERS, init=False)
 
     def __post_init__(self) -> None:
         self.where = self.census.where
@@ -85,6 +86,11 @@ class Attention:
         self.capture = Capture(None, alive, cut, None, lay(capture.queries), lay(capture.keys))
         self.where = torch.arange(most * group, device=index.device).view(1, most, group).expand(inputs, -1, -1)
         self.__dict__.pop("slot", None)
+
+    @property
+    def alive(self) -> Tensor:
+        """`[B, N]` bool, the tokens that are rated."""
+        return self.census.alive
 
     @lazy
     def slot(self) -> Tensor | None:
@@ -131,7 +137,7 @@ class Attention:
         asking = self.question(template)
         fallback = torch.zeros_like(asking).scatter(1, last, True)
         asking = torch.where(asking.any(1, keepdim=True), asking, fallback)
-        return spread(asking, max(1, min(QUESTION_RATERS, max(census.other_counts))))
+        return spread(asking, max(1, min(self.cap, max(census.other_counts))))
 
     def prompt(self, tokens: Tensor) -> Tensor:
         """Take the guesses of assisted decoding out of `[B, T]`."""
@@ -150,12 +156,15 @@ class Attention:
         census = self.census
         assert census.ids is not None, "a tower has no question"
         started = torch.tensor(census.started, device=census.where.device).unsqueeze(1)
-        end = census.where[..., 0].gather(1, (started - 1).clamp(min=0)).masked_fill(started == 0, -1)
+        end = census.where[..., 0].gather(1, (started - 1).clamp(min=0)).masked_fill(started == 0, -1).clamp(min=census.turn - 1)
         number = torch.arange(census.ids.shape[1], device=census.where.device)
-        asking = self.prompt(census.others) & (number > end)
-        if template:
-            asking = asking & ~torch.isin(census.ids, torch.tensor(sorted(template), device=census.ids.device))
-        return asking
+        return self.untold(self.prompt(census.others) & (number > end), template)
+
+    def untold(self, asking: Tensor, template: frozenset[int]) -> Tensor:
+        """Take template tokens out of `[B, T]`."""
+        ids = self.census.ids
+        assert ids is not None
+        return asking & ~torch.isin(ids, torch.tensor(sorted(template), device=ids.device)) if template else asking
 
     def attend(self, slots: Tensor) -> tuple[Tensor, Tensor]:
         """Return attention `[B, R, N]` to the census's tokens, and whether a rater may see them."""
@@ -177,7 +186,7 @@ class Attention:
         self.flops += 2.0 * keys.shape[0] * slots.shape[1] * keys.shape[2] * view.heads * view.head_dim
         batch, count = slots.shape
         columns = self.slots(self.where.reshape(batch, -1)).unsqueeze(1).expand(-1, count, -1)
-        alive = census.alive.unsqueeze(1)
+        alive = self.alive.unsqueeze(1)
         values = rows[..., -ran:].gather(2, columns).view(batch, count, -1, census.group).sum(-1) * alive
         if allowed is None:
             return values, alive.expand_as(values)

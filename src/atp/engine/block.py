@@ -13,44 +13,65 @@ from torch import Tensor, nn
 
 from atp.adapters import adapt
 from atp.adapters.base import Adapter, Args, Kwargs, StackView
-from atp.budget.calibration import Calibration
-from atp.budget.cost import Workload
+from atp.adapters.meaning import meaning_ids
+from atp.budget.amount import Amount
+from atp.budget.cost import TAIL, Workload
 from atp.engine.checking import FirstCall
 from atp.engine.facts import looks_back
-from atp.engine.planning import check_plan, decide
+from atp.engine.planning import check_plan
 from atp.engine.recall import Recall
 from atp.engine.run import Run
 from atp.engine.standing import Standing
-from atp.errors import AlreadyPruned, NothingPruned
+from atp.engine.tables import Table
+from atp.engine.tiles import TiledRun, with_tiles
+from atp.engine.words import Guard, with_text
+from atp.errors import AlreadyPruned, InvalidPlan, NothingPruned
+from atp.methods.base import checked
 from atp.plan import Plan
 
 
 @contextmanager
 def prune(
     model: nn.Module,
-    budget: float | None = None,
+    budget: Amount | None = None,
     method: str | None = None,
     plan: Plan | str | Path | None = None,
-    calibration: Calibration | str | Path | None = None,
+    calibration: Table | str | Path | None = None,
     processor: Any = None,
     strict: bool = False,
     *,
+    text: float | None = None,
+    text_tail: int = TAIL,
+    tiles: float | str | None = None,
+    second_turn: str = "keep",
     record_all_scores: bool = False,
     template_ids: frozenset[int] | None = None,
     workload: Workload | None = None,
     adapter: str | None = None,
     **method_options: Any,
 ) -> Iterator[Run]:
-    """Prune the visual tokens of everything the model does inside the block.
+    """Prune the visual tokens, and if asked the text, of everything the model does inside the block.
 
     Args:
         model: a supported model with its language head, e.g. LLaVA. It is not changed: hooks come and go.
-        budget: share of the unpruned FLOPs to spend, in (0, 1]; 0.6 if nothing else decides.
+        budget: share of the unpruned FLOPs to spend, in (0, 1], 0.6 if nothing else decides; or "64 tokens" (mean visual tokens
+            per language layer), "250 ms" (to the first token, measured on this device), "24 MB" (keys and values of the prompt).
         method: registered name, `"atp"` if nothing else decides.
         plan: a `Plan`, or a file written by `Plan.save`; excludes `budget` and `calibration`.
-        calibration: a `Calibration` or its file; gives the plan of that budget.
-        processor: the model's processor; from it come the ids of the chat template, which ask no question.
+        calibration: a `Calibration` or its file gives the plan of that budget, a `Certificate` (of `atp calibrate`) its own.
+        processor: the model's processor; from it come the ids of the chat template, which ask no question, and those of
+            numbers and negations, which never leave.
         strict: raise instead of warning where nothing was pruned.
+        text: share of each prompt's text tokens that stay from the first site of the language model on; None = what the plan
+            says, or all. The first token, special ones, numbers, negations and the last `text_tail` tokens stay in any case.
+            What leaves has logits that mean nothing: for answers, not for losses over the prompt.
+        text_tail: how many last text tokens stay; they are the question, which rates the others.
+        tiles: of pictures in tiles (SmolVLM, Idefics3, InternVL), what stays before the tower runs, beside the thumbnail: a share
+            of each picture's tiles (0.5), or those that differ from the thumbnail by more than so much in normalised pixels
+            (">0.02"). Alone it is all that happens; a budget is met by the tiles that stay; a threshold's saving comes on top.
+            None = what the plan says, or all.
+        second_turn: what a turn does that goes on with the cache: "keep" what the first question chose, or "reselect": run the
+            language model again on the conversation and choose by the new question; the report says what that took.
         record_all_scores: score also at sites where nothing leaves (for calibration).
         template_ids: more such ids.
         workload: `Workload` to solve the plan for.
@@ -70,7 +91,11 @@ def prune(
         ...     out = model.generate(**inputs)
         >>> print(run.report())
     """
-    run = _prepare(adapt(model, adapter), budget, method, plan, calibration, workload, method_options)
+    sources = (budget, method, plan, calibration, workload, method_options)
+    run = _prepare(adapt(model, adapter), *sources, text, second_turn, tiles)
+    if isinstance(text_tail, bool) or not isinstance(text_tail, int) or text_tail < 1:
+        raise InvalidPlan(f"text_tail is a whole number >= 1, got {text_tail!r}; e.g. text_tail={TAIL}")
+    run.guard = lambda: Guard(text_tail, run.adapter.template_ids(None) | meaning_ids(processor), processor is not None)
     run.chooser.score_all = record_all_scores
     run.chooser.template = run.adapter.template_ids(processor) | (template_ids or frozenset())
     handles: list[Any] = []
@@ -109,21 +134,27 @@ class _Waking:
 
 def _prepare(
     adapter: Adapter,
-    budget: float | None,
+    budget: Amount | None,
     method: str | None,
     plan: Plan | str | Path | None,
-    calibration: Calibration | str | Path | None,
+    calibration: Table | str | Path | None,
     workload: Workload | None,
     options: dict[str, Any],
+    text: float | None = None,
+    second_turn: str = "keep",
+    tiles: float | str | None = None,
 ) -> Run:
     """Find method and plan, and refuse what does not fit together; nothing is hooked yet."""
     if any(isinstance(getattr(hook, "__self__", None), Run) for hook in adapter.base._forward_pre_hooks.values()):
         raise AlreadyPruned(
             "this model is already inside a `with atp.prune(...)` block; leave it first, or put both budgets into one plan"
         )
-    chosen, built = decide(adapter, budget, method, plan, calibration, workload, options)
+    chosen, built = with_tiles(adapter, budget, method, plan, calibration, workload, options, text, tiles)
+    chosen = with_text(adapter, chosen, built, text)
     check_plan(adapter, chosen, built)
-    return Run(adapter, built, chosen)
+    checked("second_turn", second_turn, ("keep", "reselect"))
+    kind = Run if chosen.tiles is None else TiledRun
+    return kind(adapter, built, chosen, second_turn == "reselect")
 
 
 def _install(run: Run, handles: list[Any]) -> None:

@@ -11,12 +11,11 @@ import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from atp.engine.census import Census, TowerPass
-from atp.engine.cross import Crossing
+from atp.engine.census import Census, Crossing, TowerPass
 from atp.engine.report import Ledger
 from atp.plan import Plan
 from atp.tokens import Record, Trace
-from atp.tracing import refuse_adaptive, refuse_sizes, traced
+from atp.tracing import refuse_adaptive, refuse_sizes, refuse_text, traced
 
 Grids = Sequence[tuple[int, int]]
 
@@ -57,6 +56,8 @@ class Book:
         if traced():
             if plan.adaptive:
                 refuse_adaptive()
+            if plan.spells:
+                refuse_text()
             if not able:
                 refuse_sizes()
             self.graphs = True
@@ -76,7 +77,7 @@ class Book:
     @untraced
     def sites(self, stack: str, records: Sequence[Record]) -> None:
         """Add what the sites of one pass through a stack did."""
-        self.trace.records.extend(records)
+        (self.trace.texts if stack == "text" else self.trace.records).extend(records)
         self.ledger.sites(stack, records)
 
     @untraced
@@ -108,9 +109,13 @@ class Book:
         self.ledger.text_only(batch, length, layers)
 
     @untraced
-    def prompts(self, census: Census | Crossing, layers: int, records: Sequence[Record]) -> None:
-        """Add one forward of the language model that carried images."""
+    def prompts(
+        self, census: Census | Crossing, layers: int, records: Sequence[Record], texts: Sequence[Record], new: int
+    ) -> None:
+        """Add one forward of the language model that carried images, or a conversation whose last `new` tokens are new."""
         self.sites("language", records)
-        self.ledger.prompts(census, layers)
+        self.sites("text", texts)
+        self.left(census.texts, [row[-1] for row in census.text_lengths(layers)])
+        self.ledger.prompts(census, layers, new)
         self.left(census.started, census.counts)
         self.forwards += 1

@@ -22,6 +22,27 @@ HALF = 0.5 - 1e-4
 
 
 @dataclass
+class Words:
+    """The text tokens of prompts, M at most, where some may leave; `alive` and `counts` change as sites are passed.
+
+    Attributes:
+        where: `[B, M]` int64 places in the sequence, in order; anything where a prompt has fewer.
+        alive, held, last: `[B, M]` bool; those that never leave; the last ones, which are among them.
+        counts, started, least: alive, at the beginning, and held, per prompt.
+        history: counts after each layer's site.
+    """
+
+    where: Tensor
+    alive: Tensor
+    held: Tensor
+    last: Tensor
+    counts: list[int]
+    started: list[int]
+    least: list[int]
+    history: dict[int, list[int]] = field(default_factory=dict)
+
+
+@dataclass
 class Census:
     """The tokens of a batch; `alive`, `counts` and `scores` change as sites are passed.
 
@@ -29,8 +50,10 @@ class Census:
         where: `[B, N, g]` int64, places of token n's g patches in the sequence (anything where an input has fewer).
         alive: `[B, N]` bool.
         counts, started: alive tokens now, and at the stack's beginning, per input.
-        others: `[S, T]` bool, live places that never leave: class token, text.
+        others: `[S, T]` bool, live places of other tokens: class token, text.
         other_counts: how many of them, per input.
+        words: the text, where it may leave; `others` follows.
+        turn: place from which on the last turn of a conversation stands, if it is known: the question is there.
         position, image, grid: see `atp.tokens.Tokens`.
         packed: whether all inputs lie in one sequence (S = 1), else S = B.
         ids: `[B, T]` token ids, None in a tower.
@@ -57,6 +80,8 @@ class Census:
     carried: Tensor | None = None
     scores: Tensor | None = None
     sizes: Tensor | None = None
+    words: Words | None = None
+    turn: int = 0
     history: dict[int, list[int]] = field(default_factory=dict)
     arrived: list[int] = field(init=False)
 
@@ -88,14 +113,80 @@ class Census:
 
     def lengths(self, layers: int) -> list[tuple[int, ...]]:
         """Return for each input the places that ran in each layer."""
-        found = []
-        for row, others in enumerate(self.other_counts):
-            now, line = self.arrived[row], []
-            for layer in range(layers):
-                now = self.history[layer][row] if layer in self.history else now
-                line.append(now * self.group + others)
-            found.append(tuple(line))
-        return found
+        own = alive_by_layer(self.arrived, self.history, layers)
+        texts = self.text_lengths(layers)
+        return [tuple(a * self.group + b for a, b in zip(*pair, strict=True)) for pair in zip(own, texts, strict=True)]
+
+    @property
+    def texts(self) -> list[int]:
+        """Text tokens (or prefix) that each input began with."""
+        return self.other_counts if self.words is None else [n + self.candidates for n in self.words.started]
+
+    def text_lengths(self, layers: int) -> list[list[int]]:
+        """Return for each input the text tokens (or prefix) that ran in each layer."""
+        if self.words is None:
+            return [[count] * layers for count in self.other_counts]
+        own = alive_by_layer(self.words.started, self.words.history, layers)
+        return [[count + self.candidates for count in row] for row in own]
+
+    def leave(self, images: Images, layers: int, records: list[Record]) -> TowerPass:
+        """Return what travels on at the end of a tower of so many layers."""
+        return TowerPass(
+            alive=self.alive,
+            started=self.started,
+            counts=self.counts,
+            scores=self.scores,
+            lengths=self.lengths(layers),
+            grids=list(images.grids),
+            group=self.group,
+            records=records,
+        )
+
+    def spell(self, keep: Tensor, counts: list[int], layer: int) -> None:
+        """Let text leave at a site: all but `keep` `[B, M]`."""
+        words = self.words
+        assert words is not None
+        gone = torch.zeros_like(self.others).scatter(1, words.where, words.alive & ~keep)
+        self.others, self.other_counts = self.others & ~gone, [count + self.candidates for count in counts]
+        words.alive, words.counts, words.history[layer] = keep, counts, counts
+
+
+@dataclass
+class Crossing:
+    """Keys of each prompt, as the ledger counts them; those of images that nobody looks at run until the first ones leave.
+
+    Attributes:
+        started, counts: keys at the beginning and now.
+        other_counts: rows of text.
+        history: counts after each layer's site.
+    """
+
+    started: list[int]
+    counts: list[int]
+    other_counts: list[int]
+    history: dict[int, list[int]] = field(default_factory=dict)
+
+    @property
+    def texts(self) -> list[int]:
+        """Rows of text that each prompt began with."""
+        return self.other_counts
+
+    def text_lengths(self, layers: int) -> list[list[int]]:
+        """Return for each prompt the rows of text at each layer."""
+        return [[count] * layers for count in self.other_counts]
+
+    def lengths(self, layers: int) -> list[tuple[int, ...]]:
+        """Return for each prompt the keys and rows of text at each layer."""
+        own = alive_by_layer(self.started, self.history, layers)
+        return [tuple(n + text for n in row) for row, text in zip(own, self.other_counts, strict=True)]
+
+
+def alive_by_layer(started: list[int], history: dict[int, list[int]], layers: int) -> list[list[int]]:
+    """Return for each input how many are alive in each layer, from the counts after sites."""
+    found = [list(started)]
+    for layer in range(layers):
+        found.append(history.get(layer, found[-1]))
+    return [[counts[row] for counts in found[1:]] for row in range(len(started))]
 
 
 @dataclass

@@ -10,6 +10,7 @@ from torch import Tensor
 from atp.budget.allocate import allocate_adaptive, fixed_counts
 from atp.engine.facts import Facts, Place, merge
 from atp.engine.standing import Finite
+from atp.engine.words import word_counts, word_tokens
 from atp.errors import AtpError, InvalidPlan
 from atp.methods.base import Method
 from atp.plan import Step
@@ -40,17 +41,19 @@ class Chooser:
         """Decide who stays at a step, change the census, and return what was done and the states to go on with."""
         begin = clock()
         census, view, hidden = place.census, place.view, place.hidden
-        before, counts, scores, keep = census.alive, None, None, census.alive
+        before, counts, scores, keep, measured = census.alive, None, None, census.alive, None
         if not step.adaptive:
             counts = fixed_counts(step, census.started, census.counts)
-        if counts != census.counts or self.score_all or (self.method.carries and view.name == "vision"):
+        rates = self.score_all or (self.method.carries and view.name == "vision")
+        if counts != census.counts or (rates and "visual" in self.method.kinds):
             with torch.no_grad():
                 tokens = self._tokens(place)
                 scores = self._scores(tokens)
-                chosen, counts = self._counted(step, place, tokens, scores, counts)
+                measured = self.method.measure(scores, tokens) if step.adaptive or self.score_all else None
+                chosen, counts = self._counted(step, place, tokens, scores, counts, measured)
                 if counts != census.counts:
                     keep = self.method.select(scores, tokens, chosen)
-            if counts != census.counts and self.method.fuses:
+            if counts != census.counts and self.method.merges(view.name):
                 hidden = merge(self.method, place, tokens, keep, scores)
                 with torch.no_grad():
                     census.sizes = self.method.sizes(keep, scores, tokens)
@@ -70,16 +73,52 @@ class Chooser:
             raw_scores=scores,
             alive=before,
             seconds=clock() - begin,
+            measured=measured,
         )
         return record, hidden
 
+    def spell(self, step: Step, place: Place, forward: int) -> Record | None:
+        """Decide which text tokens stay at a step, and change the census; None = the step leaves text alone."""
+        begin, words = clock(), place.census.words
+        if step.text == 1 or words is None:
+            return None
+        before, scores, keep, counts = words.alive, None, words.alive, word_counts(step.text, words)
+        if counts != words.counts:
+            with torch.no_grad():
+                tokens, spent = word_tokens(self.method, place, self.template)
+                scores = self._scores(tokens)
+                self.finite.note(step.site, scores, tokens.alive)
+                free = torch.tensor([a - b for a, b in zip(counts, words.least, strict=True)], device=scores.device)
+                keep = self.method.select(scores, tokens, free) | words.held
+            self.spent += spent
+        place.census.spell(keep, counts, step.site.layer)
+        return Record(
+            forward=forward,
+            stack="text",
+            layer=step.site.layer,
+            input_index=list(range(len(counts))),
+            started=list(words.started),
+            counts=list(counts),
+            keep=keep,
+            raw_scores=scores,
+            alive=before,
+            seconds=clock() - begin,
+        )
+
     def _counted(
-        self, step: Step, place: Place, tokens: Tokens, scores: Tensor, counts: list[int] | None
+        self,
+        step: Step,
+        place: Place,
+        tokens: Tokens,
+        scores: Tensor,
+        counts: list[int] | None,
+        measured: Tensor | None,
     ) -> tuple[Tensor, list[int]]:
         """Return how many tokens each input keeps, on the device and on the host.
 
         Raises:
-            InvalidPlan: a count of the method's own where scores are recorded to calibrate thresholds.
+            InvalidPlan: a count of the method's own where scores are recorded to calibrate thresholds; an absolute threshold
+                for a method that measures nothing.
         """
         census, view = place.census, place.view
         if counts is None:
@@ -90,8 +129,14 @@ class Chooser:
                     f"method {self.method.name!r} counts by a rule of its own at {step.site}, which cannot be calibrated; "
                     "use a fixed plan, or choose thresholds yourself and leave record_all_scores away"
                 )
+            if step.absolute and measured is None:
+                raise InvalidPlan(
+                    f"step at {step.site}: method {self.method.name!r} measures nothing there that an absolute threshold could "
+                    "be compared with; set the step's absolute to False, or its threshold to None"
+                )
             started = torch.tensor(census.started, device=scores.device)
-            chosen, counts = allocate_adaptive(scores, census.alive, step, started, own)
+            bars = measured if step.absolute and measured is not None else scores
+            chosen, counts = allocate_adaptive(bars, census.alive, step, started, own)
         else:
             chosen = torch.tensor(counts, device=scores.device)
             self.finite.note(step.site, scores, census.alive)

@@ -8,7 +8,7 @@ with nothing to look at. The choice is made when a sequence begins and remembere
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -16,7 +16,7 @@ from torch import Tensor
 
 from atp.adapters.base import Adapter, Args, CrossView, Kwargs, LayerCall, Prompt
 from atp.engine.attention import VISUAL_RATERS, Attention, Capture
-from atp.engine.census import Census, TowerPass
+from atp.engine.census import Census, Crossing, TowerPass
 from atp.engine.choice import Chooser
 from atp.engine.facts import Place
 from atp.engine.recall import Memory
@@ -28,33 +28,6 @@ from atp.tokens import Record, Trace
 
 MARK = "_atp_crossing"
 """Attribute of a cache: the subset of each cross-attention layer."""
-
-
-@dataclass
-class Crossing:
-    """Keys of each prompt, as the ledger counts them; those of images that nobody looks at run until the first ones leave.
-
-    Attributes:
-        started, counts: keys at the beginning and now.
-        other_counts: rows of text.
-        history: counts after each layer's site.
-    """
-
-    started: list[int]
-    counts: list[int]
-    other_counts: list[int]
-    history: dict[int, list[int]] = field(default_factory=dict)
-
-    def lengths(self, layers: int) -> list[tuple[int, ...]]:
-        """Return for each prompt the keys and rows of text at each layer."""
-        found = []
-        for row, text in enumerate(self.other_counts):
-            now, line = self.started[row], []
-            for layer in range(layers):
-                now = self.history[layer][row] if layer in self.history else now
-                line.append(now + text)
-            found.append(tuple(line))
-        return found
 
 
 class CrossAttention(Attention):
@@ -119,6 +92,7 @@ class CrossPass:
             memory.cuts.clear()
         self.due = sorted(steps.items())
         self.records: list[Record] = []
+        self.texts: tuple[Record, ...] = ()
         self.began = False
         self.census: Crossing | None = None
         self.images: Census | None = None

@@ -107,7 +107,7 @@ class Facts:
     def flops(self, tokens: Tokens, place: Place, counts: list[int]) -> float:
         """FLOPs of score, select and fuse for all inputs of the batch, by the method's own account."""
         view, census, reads = place.view, place.census, self.method.reads.get(place.view.name, ())
-        wide = place.hidden.shape[-1] * (census.group if self.method.fuses else 1)
+        wide = place.hidden.shape[-1] * (census.group if self.method.merges(view.name) else 1)
         raters = sum(rows.values.shape[1] for rows in tokens.rows.values())
         heads = tokens.keys.shape[2] if "keys" in reads else 0
         text = max(census.other_counts) if "text" in reads else 0
@@ -172,7 +172,8 @@ def rater_kinds(method: Method, view: StackView) -> tuple[str, ...]:
 
 def looks_back(method: Method, view: StackView) -> bool:
     """Whether a site in the stack reads what the layer before it projected."""
-    return bool(rater_kinds(method, view)) or "keys" in method.reads.get(view.name, ())
+    words = method.text_raters if view.name == "language" else ()
+    return bool(rater_kinds(method, view) or words) or "keys" in method.reads.get(view.name, ())
 
 
 def carried_from(adapter: Adapter, method: Method) -> Site | None:

@@ -49,6 +49,7 @@ class StackPass:
         self.adapter, self.view, self.census = adapter, view, census
         self.steps, self.chooser, self.forward = steps, chooser, forward
         self.records: list[Record] = []
+        self.texts: list[Record] = []
         self.subset: Subset | None = None
         self.capture: Capture | None = None
         self.armed = False
@@ -100,13 +101,15 @@ class StackPass:
         step = self.steps.get(layer)
         if step is None or self.census is None:
             return hidden
-        before = list(self.census.counts)
+        before = self.census.live_counts()
         place = Place(self.view, layer, self.census, hidden, self.first, self.capture)
         record, states = self.chooser.choose(step, place, self.forward)
-        if record.counts != before:
+        text = self.chooser.spell(step, place, self.forward)
+        if self.census.live_counts() != before:
             with torch.no_grad():
                 self.shrink()
         self.records.append(record)
+        self.texts += [] if text is None else [text]
         self.capture = None
         return states
 

@@ -3,17 +3,24 @@
 from __future__ import annotations
 
 import dataclasses
-import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from atp.adapters.base import Adapter, CrossView, StackView
-from atp.budget.calibration import Calibration, fingerprint
-from atp.budget.cost import Lengths, Workload, check_sites, rater_count, selection_flops
-from atp.budget.solve import More, default_sites, solve, workable
+from atp.budget.amount import Amount, Budget
+from atp.budget.calibration import fingerprint
+from atp.budget.certificate import Certificate
+from atp.budget.cost import TAIL, Lengths, Workload, check_sites, rater_count, selection_flops
+from atp.budget.price import More, Prices
+from atp.budget.solve import default_sites, solve, workable
+from atp.engine import tables
 from atp.engine.facts import carried_from, looks_back, rater_kinds
-from atp.errors import InvalidPlan
+from atp.engine.timing import clock
+from atp.engine.words import check_kinds
+from atp.errors import InvalidPlan, UnreachableBudget
 from atp.methods import METHODS, Method
 from atp.methods.base import Work
 from atp.plan import Plan, Step
@@ -21,19 +28,21 @@ from atp.registry import did_you_mean
 
 BUDGET = 0.6
 METHOD = "atp"
-CALIBRATION = "atp_calibration.json"
+TIMED = (0.7,)
+"""Shares of the FLOPs at which times are measured, whole and by stack, beside everything and the least: ours."""
 
 
 def decide(
     adapter: Adapter,
-    budget: float | None,
+    budget: Amount | None,
     method: str | None,
     plan: Plan | str | Path | None,
-    calibration: Calibration | str | Path | None,
+    calibration: tables.Table | str | Path | None,
     workload: Workload | None,
     options: Mapping[str, Any],
+    text: float | None = None,
 ) -> tuple[Plan, Method]:
-    """Return the plan in force and its method, built.
+    """Return the plan in force and its method, built; `text` is for methods that prune nothing else.
 
     Raises:
         InvalidPlan: two sources of a plan at once, options the method does not have, an unreachable budget.
@@ -49,34 +58,73 @@ def decide(
                 f"plan is an atp.Plan or the path of one, got {type(plan).__name__}; e.g. plan=Plan.load('plan.yaml')"
             )
         return with_options(given, method, options)
+    table = None if calibration is None else tables.read(calibration)
+    if isinstance(table, Certificate):
+        asked = None if budget is None else Budget.parse(budget)
+        return with_options(tables.certified(adapter, table, asked, options), method, {})
     name = method or METHOD
     built = make_method(name, options)
-    _check_kinds(built)
-    budget = BUDGET if budget is None else budget
-    if calibration is None and name == METHOD and not options:
-        calibration = own_calibration(adapter, budget)
-    if calibration is not None:
-        return from_calibration(adapter, calibration, budget, method, options)
-    shape = adapter.shape
+    if "visual" not in built.kinds:
+        if text is None:
+            raise InvalidPlan(
+                f"method {name!r} makes text tokens leave only, not visual ones; say how much stays, e.g. text=0.5, or use "
+                "method='atp'"
+            )
+        return Plan(name, (), dict(options)), built
+    amount = Budget.parse(BUDGET if budget is None else budget)
     workload = workload or Workload(images=adapter.tiles)
-    sites = built.default_sites(shape)
+    prices = prices_of(adapter, built, workload, amount, options)
+    if table is None and name == METHOD and not options:
+        table = tables.own_calibration(adapter, amount, prices, METHOD)
+    if table is not None:
+        return with_options(tables.calibrated(adapter, table, amount, prices), method, options)
+    return _solved(adapter, built, amount, prices, options), built
+
+
+def prices_of(adapter: Adapter, built: Method, workload: Workload, amount: Budget, options: Mapping[str, Any]) -> Prices:
+    """Return what plans cost this model, measuring its times where the budget is in milliseconds."""
+    rows, more = rater_rows(adapter, built, workload), own_flops(adapter, built, workload)
+    dtype: torch.dtype = adapter.model.dtype  # type: ignore[assignment]
+    prices = Prices(adapter.shape, workload, rows, more, dtype.itemsize)
+    if amount.unit != "ms":
+        return prices
+    here = Workload(images=adapter.tiles, answer=1)
+    timed = Prices(adapter.shape, here, rater_rows(adapter, built, here), own_flops(adapter, built, here))
+    plans = [Plan(built.name)]
+    for share in (*TIMED, 0.01):
+        try:
+            plan = _solved(adapter, built, Budget(share), timed, options)
+        except UnreachableBudget as error:
+            plan = _solved(adapter, built, Budget(error.lowest), timed, options)
+        for stack in ("vision", "language"):  # its halves tell the two stacks apart
+            steps = tuple(step for step in plan.steps if step.site.stack == stack)
+            plans += [dataclasses.replace(plan, steps=steps)] if steps else []
+        plans.append(plan)
+    plans = [plan for index, plan in enumerate(plans) if plan not in plans[:index]]
+    return dataclasses.replace(prices, clock=clock(adapter, built.name, plans, timed.flops))
+
+
+def _solved(adapter: Adapter, built: Method, amount: Budget, prices: Prices, options: Mapping[str, Any]) -> Plan:
+    """Solve for a budget at the method's sites."""
+    shape, sites = adapter.shape, built.default_sites(adapter.shape)
     if sites is None:
-        sites = tuple(site for site in default_sites(shape, name) if site.stack in built.stacks)
+        sites = tuple(site for site in default_sites(shape, built.name) if site.stack in built.stacks)
     sites = workable(shape, [site for site in sites if site.stack in (*adapter.stacks, "pixels")])
     for view in adapter.views:
         if any(site.stack == view.name for site in sites):
             _check_space(built, view)
-    solved = solve(
+    return solve(
         shape,
-        budget,
-        name,
-        workload,
+        amount,
+        built.name,
+        prices.workload,
         sites,
-        raters=rater_rows(adapter, built, workload),
-        more=own_flops(adapter, built, workload),
+        raters=prices.raters,
+        more=prices.more,
         options=dict(options),
+        value_bytes=prices.value_bytes,
+        clock=prices.clock,
     )
-    return solved, built
 
 
 def with_options(plan: Plan, method: str | None, options: Mapping[str, Any]) -> tuple[Plan, Method]:
@@ -90,38 +138,6 @@ def with_options(plan: Plan, method: str | None, options: Mapping[str, Any]) -> 
     if options:
         plan = dataclasses.replace(plan, options={**plan.options, **options})
     return plan, make_method(plan.method, plan.options)
-
-
-def from_calibration(
-    adapter: Adapter, calibration: Calibration | str | Path, budget: float, method: str | None, options: Mapping[str, Any]
-) -> tuple[Plan, Method]:
-    """Return the calibrated plan of a budget.
-
-    Raises:
-        InvalidPlan: a calibration of another model or method, or one that does not reach the budget.
-    """
-    table = Calibration.load(calibration) if isinstance(calibration, (str, Path)) else calibration
-    if not isinstance(table, Calibration):
-        raise InvalidPlan(f"calibration is a Calibration or the path of one, got {type(calibration).__name__}")
-    return with_options(table.plan_for(budget, fingerprint(adapter.model.named_parameters())), method, options)
-
-
-def own_calibration(adapter: Adapter, budget: float) -> Calibration | None:
-    """Return the calibration in the model's own folder, if there is one that fits these weights and this budget."""
-    folder = str(getattr(getattr(adapter.model, "config", None), "_name_or_path", "") or "")
-    path = Path(folder) / CALIBRATION
-    if not folder or not path.is_file():
-        return None
-    table = Calibration.load(path)
-    low, high = table.reach
-    if not low <= budget <= high or table.method != METHOD:
-        return None
-    if not table.fingerprint.matches(fingerprint(adapter.model.named_parameters())):
-        warnings.warn(
-            f"{path} was made for other weights and is not used; calibrate this model, or remove the file", stacklevel=5
-        )
-        return None
-    return table
 
 
 def make_method(name: str, options: Mapping[str, Any]) -> Method:
@@ -153,6 +169,9 @@ def own_flops(adapter: Adapter, method: Method, workload: Workload) -> More:
         for step in plan.steps:
             if step.site.stack != "pixels":
                 total += method_flops(adapter, method, workload, step, lengths, rows)
+            if step.text < 1:
+                raters = rater_count(method.text_raters, shape, dataclasses.replace(workload, text=min(TAIL, workload.text)))
+                total += selection_flops(shape, workload, Plan(plan.method, (step,)), {"language": raters}, lengths)
         return total
 
     return count
@@ -165,17 +184,17 @@ def method_flops(
     shape, (stack, layer) = adapter.shape, (step.site.stack, step.site.layer)
     tower, reads = stack == "vision", method.reads.get(stack, ())
     sizes, ran = (shape.vision, lengths.vision) if tower else (shape.language, lengths.language)
-    group, others = (shape.group, shape.prefix) if tower else (1, workload.text)
+    group, others = (shape.group, (float(shape.prefix),) * sizes.layers) if tower else (1, lengths.texts(workload))
     images = max(1, workload.images)
     started = shape.patches // group if tower else images * shape.visual
-    before = started if layer == 0 else round((ran[layer - 1] - others) / group)
-    after = round((ran[layer] - others) / group)
+    before = started if layer == 0 else round((ran[layer - 1] - others[layer - 1]) / group)
+    after = round((ran[layer] - others[layer]) / group)
     work = Work(
         stack=stack,
         tokens=started,
         alive=before,
         kept=after,
-        hidden=sizes.hidden * (group if method.fuses else 1),
+        hidden=sizes.hidden * (group if method.merges(stack) else 1),
         head_dim=sizes.head_dim,
         key_heads=sizes.kv_heads if "keys" in reads else 0,
         text=workload.text if "text" in reads else 0,
@@ -201,7 +220,8 @@ def check_plan(adapter: Adapter, plan: Plan, method: Method) -> None:
                 f"the {type(adapter).__name__} adapter prunes {' and '.join(adapter.stacks)} only, the plan has a step at "
                 f"{step.site}; remove it"
             )
-    _check_kinds(method)
+    if method.trained:
+        method.fits(fingerprint(adapter.model.named_parameters()))
     check_sites(adapter.shape, [step.site for step in plan.steps])
     views = {view.name: view for view in adapter.views}
     stacks = {step.site.stack for step in plan.steps}
@@ -211,10 +231,7 @@ def check_plan(adapter: Adapter, plan: Plan, method: Method) -> None:
         site = step.site
         if site.stack not in method.stacks:
             raise InvalidPlan(f"method {method.name!r} prunes {' and '.join(method.stacks)} only, the plan has a step at {site}")
-        if step.kinds != ("visual",):
-            raise InvalidPlan(
-                f"step at {site}: only visual tokens can leave, got kinds={list(step.kinds)}; use kinds=('visual',)"
-            )
+        check_kinds(method, step, views.get("language"))
         if site.stack == "pixels":
             if not adapter.resizable:
                 kind = "/".join(adapter.model_types) or type(adapter).__name__
@@ -231,26 +248,14 @@ def check_plan(adapter: Adapter, plan: Plan, method: Method) -> None:
             )
 
 
-def _check_kinds(method: Method) -> None:
-    """Refuse a method that makes other tokens leave than visual ones.
-
-    Raises:
-        InvalidPlan: naming the method and what to use instead.
-    """
-    if "visual" not in method.kinds:
-        raise InvalidPlan(
-            f"method {method.name!r} makes {' and '.join(method.kinds)} tokens leave, but only visual tokens can here; "
-            "use a method whose kinds have 'visual', e.g. method='atp'"
-        )
-
-
 def _check_space(method: Method, view: StackView) -> None:
     """Refuse a method that compares or merges visual tokens with text where they do not share a space.
 
     Raises:
         InvalidPlan: naming the method and what to use instead.
     """
-    if isinstance(view, CrossView) and (method.fuses or {"text", "embeddings"} & set(method.reads.get(view.name, ()))):
+    mixes = method.merges(view.name) or {"text", "embeddings"} & set(method.reads.get(view.name, ()))
+    if isinstance(view, CrossView) and mixes:
         raise InvalidPlan(
             f"method {method.name!r} takes visual tokens for rows of the language model, but in this family they are keys of its "
             "cross-attention layers; prune the tower only, or use method='atp'"

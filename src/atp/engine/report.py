@@ -9,8 +9,7 @@ from typing import Any
 
 from atp.budget.cost import Flops, Lengths, Workload, count
 from atp.budget.shape import ModelShape
-from atp.engine.census import Census, TowerPass
-from atp.engine.cross import Crossing
+from atp.engine.census import Census, Crossing, TowerPass
 from atp.plan import STACKS, Plan
 from atp.tokens import Record
 
@@ -26,18 +25,23 @@ class Ledger:
         images: (patches, length of each tower layer, patches embedded, features connected, `TowerPass.asked`) of each image,
             with how often.
         rows: (visual tokens, text tokens, length of each language layer) of each prompt, with how often.
-        visual: sum over prompts of the mean visual tokens per language layer.
+        turns: the same of each conversation that was said again, and its new tokens.
+        visual, text: sums over prompts of the mean visual and text tokens per language layer.
         decoded: tokens that ran after their prompt.
         seconds: host time of scoring and choosing.
         kept: of the last forward, tokens kept by stack, layer and input.
+        tiles: of its pictures in tiles, (ran, all) of each.
     """
 
     images: Counter[tuple[int, tuple[int, ...], int | None, int | None, float | None]] = field(default_factory=Counter)
     rows: Counter[tuple[int, int, tuple[int, ...]]] = field(default_factory=Counter)
+    turns: Counter[tuple[int, int, tuple[int, ...], int]] = field(default_factory=Counter)
     visual: float = 0.0
+    text: float = 0.0
     decoded: int = 0
     seconds: float = 0.0
     kept: dict[str, dict[int, list[int]]] = field(default_factory=dict)
+    tiles: list[tuple[int, int]] = field(default_factory=list)
 
     def sites(self, stack: str, records: Sequence[Record]) -> None:
         """Add what the sites of one pass through a stack did."""
@@ -48,14 +52,19 @@ class Ledger:
         """Add the images of one pass of the tower."""
         for index, lengths in enumerate(tower.lengths):
             connected = tower.connected[index] if tower.connected else None
-            self.images[tower.started[index] * tower.group, lengths, tower.embedded, connected, tower.asked] += 1
+            embedded = tower.embedded if any(lengths) else 0  # a tile that did not run
+            self.images[tower.started[index] * tower.group, lengths, embedded, connected, tower.asked] += 1
 
-    def prompts(self, census: Census | Crossing, layers: int) -> None:
-        """Add the prompts of one forward."""
-        for row, lengths in enumerate(census.lengths(layers)):
-            text = census.other_counts[row]
-            self.rows[census.started[row], text, lengths] += 1
-            self.visual += sum(lengths) / layers - text
+    def prompts(self, census: Census | Crossing, layers: int, new: int = 0) -> None:
+        """Add the prompts of one forward, or the conversations whose last `new` tokens are new."""
+        for row, (lengths, texts) in enumerate(zip(census.lengths(layers), census.text_lengths(layers), strict=True)):
+            known = census.started[row], census.texts[row], lengths
+            if new:
+                self.turns[*known, new] += 1
+            else:
+                self.rows[known] += 1
+            self.visual += (sum(lengths) - sum(texts)) / layers
+            self.text += sum(texts) / layers
 
     def text_only(self, batch: int, length: int, layers: int) -> None:
         """Add prompts without images."""
@@ -64,7 +73,7 @@ class Ledger:
     @property
     def count(self) -> int:
         """Prompts."""
-        return sum(self.rows.values())
+        return sum(self.rows.values()) + sum(self.turns.values())
 
 
 @dataclass(frozen=True)
@@ -77,9 +86,14 @@ class Report:
         prompts, images: how many ran.
         kept: tokens kept by stack, layer and input, of the last forward.
         equivalent_tokens: mean visual tokens per language layer and prompt.
+        equivalent_text: mean text tokens per language layer and prompt, where text may leave; else None.
+        turns: second turns that chose anew.
+        turn_flops, turn_flops_unpruned: what that took, and what the same turns take on the cache of an unpruned chat.
+        protected: whether numbers and negations were known and stayed in the text, because a processor was given.
         seconds: host time spent on scoring and choosing.
         levelled: stacks whose layers take no mask, so that all inputs of a batch kept as many as the largest.
         recalled: share of the cross-attention keys that decoded tokens did not project again, as the model alone does.
+        tiles: (ran, all) of each picture in tiles of the last forward, thumbnails among them; () = none was to leave.
     """
 
     method: str
@@ -93,6 +107,12 @@ class Report:
     seconds: float
     levelled: tuple[str, ...] = ()
     recalled: float = 0.0
+    equivalent_text: float | None = None
+    protected: bool = False
+    turns: int = 0
+    turn_flops: float = 0.0
+    turn_flops_unpruned: float = 0.0
+    tiles: tuple[tuple[int, int], ...] = ()
 
     @property
     def ratio(self) -> float:
@@ -111,9 +131,15 @@ class Report:
             "images": self.images,
             "kept": {stack: {str(layer): rows for layer, rows in layers.items()} for stack, layers in self.kept.items()},
             "equivalent_tokens": self.equivalent_tokens,
+            "equivalent_text": self.equivalent_text,
+            "text_protected": self.protected,
+            "turns": self.turns,
+            "turn_flops": self.turn_flops,
+            "turn_flops_unpruned": self.turn_flops_unpruned,
             "selection_seconds": self.seconds,
             "levelled": list(self.levelled),
             "recalled": self.recalled,
+            "tiles": [list(one) for one in self.tiles],
         }
 
     def __str__(self) -> str:
@@ -130,7 +156,24 @@ class Report:
         for stack, layers in self.kept.items():
             for layer, rows in layers.items():
                 shown = ", ".join(map(str, rows[:8])) + (", ..." if len(rows) > 8 else "")
-                lines.append(f"kept at {stack}:{layer}: {shown}")
+                lines.append(
+                    f"text kept at language:{layer}: {shown}" if stack == "text" else f"kept at {stack}:{layer}: {shown}"
+                )
+        if self.tiles:
+            shown = ", ".join(f"{ran} of {whole}" for ran, whole in self.tiles[:8]) + (", ..." if len(self.tiles) > 8 else "")
+            lines.append(f"tiles that ran, with the thumbnail: {shown}")
+        if self.equivalent_text is not None:
+            known = (
+                "numbers and negations stayed"
+                if self.protected
+                else "protected by place only: give processor= for numbers and negations"
+            )
+            lines.append(f"text: {self.equivalent_text:.1f} tokens per language layer; {known}")
+        if self.turns:
+            now, full = self.turn_flops / size, self.turn_flops_unpruned / size
+            lines.append(
+                f"second turns: {self.turns} chosen anew for {now:.4g} {unit}FLOPs; on an unpruned chat's cache {full:.4g}"
+            )
         for stack in self.levelled:
             lines.append(f"{stack}: its layers take no mask, so all inputs of a batch kept as many as the largest")
         if self.recalled:
@@ -146,6 +189,7 @@ def make_report(
     selection: float,
     levelled: Iterable[str] = (),
     recalled: float = 0.0,
+    protected: bool = False,
 ) -> Report:
     """Count what a run spent, and what the same run would have spent unpruned."""
     pruned, full = [Flops(0, 0, 0, 0, selection)], [Flops(0, 0, 0, 0)]
@@ -163,10 +207,12 @@ def make_report(
     idle = (0.0,) * shape.vision.layers
     for (visual, text, layers), times in ledger.rows.items():
         whole = (float(visual + text),) * shape.language.layers
-        now = Lengths(idle, tuple(map(float, layers)), recalled=recalled)
-        for flops, lengths in ((pruned, now), (full, Lengths(idle, whole))):
+        kept = Lengths(idle, tuple(map(float, layers)), recalled=recalled)
+        for flops, lengths in ((pruned, kept), (full, Lengths(idle, whole))):
             spent = _decoded(shape, text, lengths, steps)
             flops.append(Flops(0, 0, spent.prefill * times, spent.decode * times))
+    now, on = _turns(shape, ledger, steps, recalled)
+    pruned, full = [*pruned, now], [*full, on]
     return Report(
         method=method,
         plan=plan,
@@ -174,12 +220,32 @@ def make_report(
         flops_unpruned=_sum(full),
         prompts=prompts,
         images=sum(ledger.images.values()),
-        kept={stack: dict(ledger.kept[stack]) for stack in STACKS if ledger.kept.get(stack)},
+        kept={stack: dict(ledger.kept[stack]) for stack in (*STACKS, "text") if ledger.kept.get(stack)},
         equivalent_tokens=ledger.visual / prompts if prompts else 0.0,
         seconds=ledger.seconds,
         levelled=tuple(sorted(levelled)),
         recalled=recalled,
+        equivalent_text=ledger.text / prompts if prompts and plan.spells else None,
+        protected=protected,
+        turns=sum(ledger.turns.values()),
+        turn_flops=now.prefill,
+        turn_flops_unpruned=on.prefill,
+        tiles=tuple(ledger.tiles),
     )
+
+
+def _turns(shape: ModelShape, ledger: Ledger, steps: float, recalled: float) -> tuple[Flops, Flops]:
+    """Count second turns: conversations said again, and what their new tokens take on the cache of an unpruned chat."""
+    idle, chosen, on = (0.0,) * shape.vision.layers, [Flops(0, 0, 0, 0)], [Flops(0, 0, 0, 0)]
+    head = 2.0 * shape.language.hidden * shape.vocab
+    for (visual, text, layers, new), times in ledger.turns.items():
+        whole, before = ((float(visual + text - less),) * shape.language.layers for less in (0, new))
+        now = _decoded(shape, text, Lengths(idle, tuple(map(float, layers)), recalled=recalled), steps)
+        later = _decoded(shape, text, Lengths(idle, whole), steps).decode
+        turn = count(shape, Workload(images=1, text=text, answer=new + 1), Lengths(idle, before)).decode - (new - 1) * head
+        chosen.append(Flops(0, 0, now.prefill * times, now.decode * times))
+        on.append(Flops(0, 0, turn * times, later * times))
+    return _sum(chosen), _sum(on)
 
 
 def _decoded(shape: ModelShape, text: int, lengths: Lengths, steps: float) -> Flops:

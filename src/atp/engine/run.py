@@ -20,11 +20,14 @@ from atp.engine.passes import StackPass
 from atp.engine.recall import Memory
 from atp.engine.report import Report, make_report
 from atp.engine.smaller import SmallerImage
+from atp.engine.turns import Turns
+from atp.engine.words import Guard
 from atp.errors import InvalidPlan
 from atp.methods import Method
 from atp.plan import Plan, Step
 from atp.subset import Subset, build, gather, scatter
 from atp.tokens import Trace
+from atp.tracing import lazy
 
 
 class Run:
@@ -33,7 +36,7 @@ class Run:
     It holds the state of the running forward, so a model that is being pruned serves one call at a time.
     """
 
-    def __init__(self, adapter: Adapter, method: Method, plan: Plan) -> None:
+    def __init__(self, adapter: Adapter, method: Method, plan: Plan, reselect: bool = False) -> None:
         self.adapter, self.method = adapter, method
         self._plan = plan
         self.book = Book()
@@ -51,6 +54,8 @@ class Run:
         self._images: Images | None = None
         self._live: tuple[Tensor, list[int]] | None = None
         self._features: tuple[Subset, Tensor] | None = None
+        self.turns = Turns(adapter, reselect)
+        self.guard: Callable[[], Guard] = Guard
         self.encoded, self.memory = Encoded(adapter, self.book.ledger), Memory()
 
     @property
@@ -99,8 +104,13 @@ class Run:
     def report(self) -> Report:
         """Sum up what was kept, what was spent, and what would have been without pruning."""
         chooser = self.chooser
-        done = (self.book.ledger, chooser.spent, chooser.levelled, self.memory.share)
+        done = (self.book.ledger, chooser.spent, chooser.levelled, self.memory.share, self._plan.spells and self.words.meant)
         return make_report(self.adapter.shape, self._plan, self.method.name, *done)
+
+    @lazy
+    def words(self) -> Guard:
+        """Text that never leaves."""
+        return self.guard()
 
     def steps(self, stack: str) -> dict[int, Step]:
         """Return the plan's steps of a stack, by layer; a method that carries scores has one where nothing leaves."""
@@ -119,6 +129,7 @@ class Run:
     def enter_base(self, module: nn.Module, args: Args, kwargs: Kwargs) -> None:
         """Before the model that joins images and text."""
         guesses, self._candidates = self._candidates, 0
+        self.turns.hear(args, kwargs, guesses)
         self._language = self._tower = None
         self._towers = []
         self._prompt = self.adapter.prompt(args, kwargs, guesses)
@@ -170,19 +181,9 @@ class Run:
             output = self.adapter.map_states(output, running.widen)
             self.book.sites("vision", running.records)
             census = running.census
-            tower = TowerPass(
-                alive=census.alive,
-                started=census.started,
-                counts=census.counts,
-                scores=census.scores,
-                lengths=census.lengths(self.adapter.shape.vision.layers),
-                grids=list(self._images.grids),
-                group=census.group,
-                records=running.records,
-            )
-            self._live = census.live(), census.live_counts()
-            if self.adapter.connects == "rows" and census.group > 1:  # what passes the connector is a token
-                self._live = (census.alive, census.counts)
+            tower = census.leave(self._images, self.adapter.shape.vision.layers, running.records)
+            tokens = self.adapter.connects == "rows" and census.group > 1  # are what passes the connector
+            self._live = (census.alive, census.counts) if tokens else (census.live(), census.live_counts())
         self.book.left(tower.started, tower.counts)
         self.adapter.tag(output, tower)
         self._tower = tower
@@ -231,21 +232,28 @@ class Run:
 
     # --- language model -----------------------------------------------------------------------------------------------
 
-    def enter_text(self, module: nn.Module, args: Args, kwargs: Kwargs) -> None:
-        """Before the language model: who arrived?"""
+    def enter_text(self, module: nn.Module, args: Args, kwargs: Kwargs) -> tuple[Args, Kwargs] | None:
+        """Before the language model: who arrived? A second turn that chooses anew says the whole conversation."""
         census, prompt, view = None, self._prompt, self.adapter.language
         if isinstance(view, CrossView):
             call = (self.adapter.cache(kwargs), self.adapter.extent(args, kwargs), self.memory)
             tower = None if self.adapter.connects == "keys" else self._tower
             steps = self.steps("language")
             self._language = CrossPass(self.adapter, view, prompt, steps, self.chooser, self.book.number, *call, tower)
-            return
+            return None
+        changed = None
         if prompt is not None:
             census = self._arrive(prompt)
+            self.turns.begin(census, kwargs)
+        elif (again := self.turns.goes_on(kwargs)) is not None:
+            changed, census = (args, again[0]), again[1]
+        if census is not None and self._plan.spells:
+            census.words = self.words.words(census)
         steps = self.steps("language") if census is not None else {}
         self._language = StackPass(self.adapter, view, census, steps, self.chooser, self.book.number)
         if self.gathers and census is not None:
             self._language.shrink()
+        return changed
 
     def _arrive(self, prompt: Prompt) -> Census:
         """Take the census of the prompts, from all that the tower made for them."""
@@ -277,8 +285,9 @@ class Run:
         census = running.census
         if isinstance(running, CrossPass):
             running.finish(self.adapter.cache(kwargs, output), self.trace)
-        self.book.prompts(census, self.adapter.shape.language.layers, running.records)
-        return self.adapter.map_states(output, running.widen)
+        new = self.turns.end(self.adapter.cache(kwargs, output))
+        self.book.prompts(census, self.adapter.shape.language.layers, running.records, running.texts, new)
+        return self.adapter.map_states(output, lambda state: running.widen(state)[:, -new:])  # -0: all
 
     # --- layers -------------------------------------------------------------------------------------------------------
 

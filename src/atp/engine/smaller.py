@@ -28,7 +28,8 @@ class SmallerImage:
         if self.small == self.side:
             return pixels
         size = (pixels.shape[-2] * self.small // self.side, pixels.shape[-1] * self.small // self.side)
-        return functional.interpolate(pixels, size=size, mode="bicubic", antialias=True, align_corners=False)
+        wide = pixels.to(torch.promote_types(pixels.dtype, torch.float32))  # a CPU has no antialiasing in half precision
+        return functional.interpolate(wide, size=size, mode="bicubic", antialias=True, align_corners=False).to(pixels.dtype)
 
     @property
     def where(self) -> Tensor:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import warnings
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -11,12 +13,12 @@ from torch import Tensor
 
 from atp.budget.calibrate import Observed, calibrate
 from atp.budget.calibration import Calibration, fingerprint
-from atp.budget.cost import Workload
 from atp.budget.shape import ModelShape
 from atp.budget.solve import solve
 from atp.engine import prune
 from atp.evals.items import Item
-from atp.evals.runner import MAX_NEW_TOKENS, prepared
+from atp.evals.runner import MAX_NEW_TOKENS, prepared, workload_of
+from atp.methods import METHODS
 from atp.plan import Plan, Site
 
 
@@ -30,14 +32,19 @@ def observe(model: Any, processor: Any, batches: Sequence[tuple[list[int], Any]]
     """
     scores: dict[Site, list[Tensor]] = defaultdict(list)
     started: dict[Site, list[int]] = defaultdict(list)
-    with torch.inference_mode(), prune(model, plan=plan, processor=processor, record_all_scores=True) as run:
+    with (
+        warnings.catch_warnings(),
+        torch.inference_mode(),
+        prune(model, plan=plan, processor=processor, record_all_scores=True) as run,
+    ):
+        warnings.filterwarnings("ignore", "the plan .* removed no token", UserWarning)  # thresholds tried on the way may
         for _, inputs in batches:
             placed = {k: v.to(model.device, model.dtype if v.is_floating_point() else None) for k, v in inputs.items()}
             model.generate(**placed, max_new_tokens=MAX_NEW_TOKENS, do_sample=False)
             for record in run.trace.records:
-                if record.scores is not None:
+                if record.bars is not None:
                     site = Site(record.stack, record.layer)
-                    scores[site] += record.scores
+                    scores[site] += record.bars
                     started[site] += record.started
             run.trace.clear()
         report = run.report()
@@ -74,11 +81,13 @@ def calibrate_model(
         InvalidPlan: a budget that these sites cannot reach.
     """
     batches = prepared(processor, items, batch)
-    patches = shape.visual
-    text = round(sum(len(numbers) * (inputs["input_ids"].shape[1] - patches) for numbers, inputs in batches) / len(items))
-    workload = Workload(images=1, text=text, answer=2)
+    workload = workload_of(model, processor, items)
+    built = METHODS.get(method)(**(options or {}))
+    measured = [stack for stack in ("vision", "language") if built.measures(stack)]
     plans = []
     for budget in budgets:
         fixed = solve(shape, budget, method, workload, sites, balance=balance, options=options)
+        steps = (replace(step, absolute=step.site.stack in measured) for step in fixed.steps)
+        fixed = replace(fixed, steps=tuple(steps))
         plans.append(calibrate(lambda plan: observe(model, processor, batches, plan), fixed, budget))
     return Calibration(tuple(plans), fingerprint(model.named_parameters()), workload, len(items), note)

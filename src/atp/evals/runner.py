@@ -15,9 +15,11 @@ from numpy.typing import NDArray
 from PIL import Image
 from rich.progress import track
 
+from atp.adapters import adapt
+from atp.asking import build_inputs, new_tokens, words
+from atp.budget.cost import Workload
 from atp.engine import prune
 from atp.evals.items import Item
-from atp.loading import build_inputs
 
 MAX_NEW_TOKENS = 4
 
@@ -71,6 +73,12 @@ def prepared(processor: Any, items: Sequence[Item], batch: int, blank: bool = Fa
     return batches
 
 
+def workload_of(model: Any, processor: Any, items: Sequence[Item]) -> Workload:
+    """Describe the mean question and an answer of one token and the end, for which plans are solved."""
+    text = sum(words(processor, item.question) for item in items) / len(items)
+    return Workload(images=adapt(model).tiles, text=round(text), answer=2)
+
+
 def evaluate(
     name: str,
     model: Any,
@@ -100,7 +108,7 @@ def evaluate(
             begin = time.perf_counter()
             out = model.generate(**placed, max_new_tokens=MAX_NEW_TOKENS, do_sample=False)
             spent += time.perf_counter() - begin
-            said = processor.batch_decode(out[:, placed["input_ids"].shape[1] :], skip_special_tokens=True)
+            said = processor.batch_decode(new_tokens(placed, out), skip_special_tokens=True)
             for number, answer in zip(numbers, said, strict=True):
                 answers[number] = answer.strip().lower()
             if run is not None:

@@ -11,7 +11,7 @@ import json
 import platform
 import sys
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Any
@@ -20,14 +20,15 @@ import numpy as np
 import typer
 from numpy.typing import NDArray
 
-from atp.budget.cost import Workload
-from atp.engine import prune
+from atp.adapters import adapt
+from atp.engine import Run, prune
 from atp.errors import InvalidPlan, UnreachableBudget
 from atp.evals.items import Item, scene_items
-from atp.evals.runner import Result, evaluate, prepared
+from atp.evals.runner import Result, evaluate, prepared, workload_of
 from atp.evals.stats import paired_bootstrap
-from atp.loading import SHIPPED, load
+from atp.loading import DEFAULT, load
 from atp.methods import METHODS, list_methods
+from atp.plan import Plan
 from atp.scenes.questions import KINDS
 
 RANDOM_SEEDS = (0, 1, 2)
@@ -39,28 +40,46 @@ CONTROLS = ("fastv", "uniform", "resize", "random")
 
 
 def settings(
-    model: Any, budget: float, workload: Any, methods: Sequence[str] = CONTROLS
+    model: Any, budget: float, workload: Any, methods: Sequence[str] = CONTROLS, weights: Mapping[str, str] | None = None
 ) -> list[tuple[str, dict[str, Any], str]]:
     """Return (name, arguments of prune, remark) of every row; a method that this model or plan cannot have is left out aloud."""
-    rows: list[tuple[str, dict[str, Any], str]] = [("atp", {"budget": budget}, "")]
+    rows: list[tuple[str, dict[str, Any], str]] = [("atp", {"budget": budget, "workload": workload}, "")]
     thresholds = Path(str(getattr(model.config, "_name_or_path", "") or ".")) / ADAPTIVE
     if thresholds.is_file():
         rows.append(("atp-adaptive", {"budget": budget, "calibration": thresholds}, "counts per input"))
-    names: list[tuple[str, dict[str, Any]]] = [(name, {}) for name in methods if name != "random"]
+    own = weights or {}
+    names: list[tuple[str, dict[str, Any]]] = [
+        (name, {"weights": own[name]} if name in own else {}) for name in methods if name != "random"
+    ]
     names += [(f"random/{s}", {"seed": s}) for s in RANDOM_SEEDS if "random" in methods]
     for name, options in names:
         method = name.split("/")[0]
         asked, remark = budget, ""
         try:
-            with prune(model, budget=budget, method=method, workload=workload, **options):
+            with prune(model, budget=budget, method=method, workload=workload, **options) as run:
                 pass
+            same = at_counts_of_atp(model, budget, run, workload) if name in own else None
         except UnreachableBudget as error:
+            same = None
             asked, remark = error.lowest, f"cannot reach {budget:g}"
         except InvalidPlan as error:
             print(f"{name}: left out, {error}", file=sys.stderr)
             continue
+        if same is not None:
+            rows.append((name, {"plan": same}, "at the counts of atp"))
+            continue
         rows.append((name, {"budget": asked, "method": method, "workload": workload, **options}, remark))
     return rows
+
+
+def at_counts_of_atp(model: Any, budget: float, run: Run, workload: Any = None) -> Plan | None:
+    """Return ATP's plan of a budget for a trained method's run; None where it has no module for one of the sites."""
+    known = run.method.default_sites(run.shape) or ()
+    with prune(model, budget=budget, workload=workload) as plain:
+        plan = plain.plan
+    if not {step.site for step in plan.steps} <= set(known):
+        return None
+    return dataclasses.replace(plan, method=run.method.name, options=dict(run.plan.options))
 
 
 def untrained() -> list[str]:
@@ -126,15 +145,17 @@ def markdown(table: dict[str, Any]) -> str:
         f"{table['questions']} held-out questions about {table['images']} scenes, `{table['model']}`, budget "
         f"{table['budget']:g} of the unpruned FLOPs; 95 % intervals from a paired bootstrap over scenes.",
         "",
-        "| method | FLOPs | accuracy | minus unpruned | ATP minus this | visual tokens per LM layer | selection | |",
-        "|---|---|---|---|---|---|---|---|",
+        "| method | FLOPs | accuracy | minus unpruned | ATP minus this "
+        f"| {table['visual']} per LM layer | kept at | selection | |",
+        "|---|---|---|---|---|---|---|---|---|",
     ]
     for entry in table["rows"]:
         tokens = entry["equivalent_tokens"]
+        kept = ", ".join(f"{step['site']} {step['keep']:.0%}" for step in (entry["plan"] or {}).get("steps", ()))
         lines.append(
             f"| {entry['name']} | {entry['flops_ratio']:.3f} | {entry['accuracy']:.2f} | {interval(entry['against_unpruned'])} "
             f"| {interval(entry.get('atp_minus_this'))} | {'' if tokens is None else f'{tokens:.1f}'} "
-            f"| {entry['selection_share']:.2%} | {entry.get('remark', '')} |"
+            f"| {kept} | {entry['selection_share']:.2%} | {entry.get('remark', '')} |"
         )
     kinds = list(table["rows"][0]["by_kind"])
     lines += ["", "| accuracy by kind | " + " | ".join(kinds) + " |", "|---" * (len(kinds) + 1) + "|"]
@@ -150,23 +171,26 @@ def markdown(table: dict[str, Any]) -> str:
 
 
 def measure(
-    model: Any, processor: Any, items: Sequence[Item], budget: float, batch: int, name: str, methods: Sequence[str] = CONTROLS
+    model: Any,
+    processor: Any,
+    items: Sequence[Item],
+    budget: float,
+    batch: int,
+    name: str,
+    methods: Sequence[str] = CONTROLS,
+    weights: Mapping[str, str] | None = None,
 ) -> dict[str, Any]:
     """Measure all rows and return the table."""
     groups = np.array([int(item.key.split(":")[1]) for item in items])
     batches = prepared(processor, items, batch)
-    with prune(model, budget=budget) as run:
-        visual = run.shape.visual
-    lengths = [inputs["input_ids"].shape[1] - visual for numbers, inputs in batches for _ in numbers]
-    text = round(float(np.mean(lengths)))
-    workload = Workload(images=1, text=text, answer=2)
+    workload = workload_of(model, processor, items)
     base = evaluate("none", model, processor, items, batches)
     grey = evaluate("grey image", model, processor, items, prepared(processor, items, batch, blank=True))
     guess = majority(items, 4000)
     kinds = np.array([item.kind for item in items])
     results: list[tuple[Result, str]] = []
     seeds: list[Result] = []
-    for label, pruning, remark in settings(model, budget, workload, methods):
+    for label, pruning, remark in settings(model, budget, workload, methods, weights):
         result = evaluate(label, model, processor, items, batches, pruning)
         if label.startswith("random/"):
             seeds.append(result)
@@ -182,6 +206,7 @@ def measure(
         "questions": len(items),
         "images": len(set(groups.tolist())),
         "budget": budget,
+        "visual": "queries" if adapt(model).shape.connects == "keys" else "visual tokens",
         "workload": dataclasses.asdict(workload),
         "dtype": str(model.dtype),
         "versions": {"python": platform.python_version(), **{name: version(name) for name in ("torch", "transformers")}},
@@ -200,14 +225,18 @@ def main(
     questions: Annotated[int, typer.Option(min=20, help="how many held-out questions")] = 2000,
     budget: Annotated[float, typer.Option(help="share of the unpruned FLOPs")] = 0.6,
     methods: Annotated[str, typer.Option(help="beside atp, comma-separated, or `all`")] = ",".join(CONTROLS),
-    model: Annotated[str, typer.Option(help="hub id, folder or shipped name")] = SHIPPED,
+    model: Annotated[str, typer.Option(help="hub id, folder or shipped name")] = DEFAULT,
     split: Annotated[str, typer.Option(help="split of the scenes")] = "val",
     batch: Annotated[int, typer.Option(min=1)] = 20,
+    weights: Annotated[str, typer.Option(help="of trained methods, comma-separated: gate=gate.safetensors")] = "",
 ) -> None:
     """Measure the table of methods."""
     loaded, processor = load(model)
     chosen = untrained() if methods == "all" else methods.split(",")
-    table = measure(loaded, processor, list(scene_items(questions, split)), budget, batch, model, chosen) | {"split": split}
+    own = dict(part.split("=", 1) for part in weights.split(",") if "=" in part)
+    chosen += [name for name in own if name not in chosen]
+    items = list(scene_items(questions, split))
+    table = measure(loaded, processor, items, budget, batch, model, chosen, own) | {"split": split}
     out.mkdir(parents=True, exist_ok=True)
     (out / "table.json").write_text(json.dumps(table, indent=1) + "\n", encoding="utf-8")
     text = markdown(table)

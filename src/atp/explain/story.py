@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -56,12 +57,13 @@ class Story:
         return left.reshape(self.grid)
 
 
-def story(trace: Trace, image: int = 0) -> Story:
+def story(trace: Trace, image: int = 0, stacks: Sequence[str] = STACKS) -> Story:
     """Read the last forward of a run.
 
     Args:
         trace: of the run.
         image: which image of that forward, from 0.
+        stacks: those whose tokens are patches; behind queries that read them (BLIP-2, Flamingo) the language model's are none.
 
     Raises:
         BadInput: the run has seen no such image.
@@ -80,7 +82,7 @@ def story(trace: Trace, image: int = 0) -> Story:
     sizes = [h * w for h, w in trace.grids]
     first = sum(sizes[other] for other in range(image) if rows[other] == rows[image])
     stages = []
-    for stack in STACKS:
+    for stack in stacks:
         row, start = (rows[image], first) if stack == "language" else (image, 0)
         for record in trace.last(stack):
             if row not in record.input_index:

@@ -10,6 +10,7 @@ from atp.methods import (  # noqa: F401
     evit,
     fastervlm,
     fastv,
+    gate,
     lvpruning,
     occamtoken,
     prumerge,

@@ -9,8 +9,11 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from atp.budget.shape import ModelShape
 from atp.errors import InvalidPlan
-from atp.methods.base import Method, checked, even, received, register, relative, top
+from atp.fusion import average, match
+from atp.methods.base import Method, Work, checked, even, rank, received, register, relative, top
+from atp.plan import Site
 from atp.tokens import Tokens
 
 INTRA = ("received", "carried", "none")
@@ -26,22 +29,35 @@ class ATP(Method):
 
     Differences from the paper: its relevance is the cosine to a separate text encoder; here the model's own attention, of the
     question's tokens without those of the template. The count is the plan's, per input where its steps have thresholds.
+    A text token scores `alpha *` what visual tokens give it (average where none sees it, as behind the image) `+ (1 - alpha) *`
+    what the question, the last tokens of the prompt, gives it.
 
     Attributes:
         alpha: share of inter-modal saliency, in [0, 1].
         intra: `received` = attention from sampled visual tokens of the layer before the site; `carried` = the tower's last
             scores (falls back to received where the tower scored nothing); `none` = inter-modal only, as `alpha=1`.
-        coverage: share of what stays in the tower that is spread evenly over the image instead of chosen by score, in [0, 1]. The
-            tower has not seen the question, and with none plain backgrounds vanish wholly, which costs answers (dev/LOG.md).
+        merge: whether patches of the tower that leave are averaged into the most similar ones that stay (bipartite soft matching,
+            as in ToMe). A patch then leaves by its redundancy first: keys' cosine to the nearest patch that stays,
+            `- protect * log(saliency)`; a text reader of merged patches loses less than one of dropped ones (dev/LOG.md).
+        protect: how much salient patches are protected from merging, at least 0.
+        coverage: without `merge`, share of what stays in the tower that is spread evenly over the image instead of chosen by
+            score, in [0, 1]. The tower has not seen the question, and with none plain backgrounds vanish wholly.
 
-    Cost: 2 x raters x keys x heads x head_dim FLOPs a site; raters = 1 or 32 in the tower, question (at most 64) + 32 after it.
+    Cost: 2 x raters x keys x heads x head_dim FLOPs a site; raters = 1 or 32 in the tower, question (at most 64) + 32 after it;
+    merging adds 2 x N x N x head_dim FLOPs an image and site.
     """
 
     alpha: float = 0.5
     intra: str = "received"
     coverage: float = 0.5
+    merge: bool = True
+    protect: float = 0.1
 
     needs: ClassVar[Mapping[str, tuple[str, ...]]] = {"vision": ("class",), "language": ("question", "visual")}
+    reads: ClassVar[Mapping[str, tuple[str, ...]]] = {"vision": ("keys",)}
+    fuses: ClassVar[bool] = True
+    kinds: ClassVar[tuple[str, ...]] = ("visual", "text")
+    text_raters: ClassVar[tuple[str, ...]] = ("question", "visual")
     paper: ClassVar[str] = "Li, Song, Hu, Efficient Vision-Language Reasoning via Adaptive Token Pruning, 2025"
     url: ClassVar[str] = "https://arxiv.org/abs/2512.12701"
 
@@ -50,6 +66,18 @@ class ATP(Method):
             if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0.0 <= value <= 1.0:
                 raise InvalidPlan(f"{name} is a share in [0, 1], got {value!r}; e.g. {name}={usual}")
         checked("intra", self.intra, INTRA)
+        checked("merge", self.merge, (True, False))
+        if isinstance(self.protect, bool) or not isinstance(self.protect, (int, float)) or not 0.0 <= self.protect < 100:
+            raise InvalidPlan(f"protect is a number >= 0, got {self.protect!r}; e.g. protect=0.1")
+
+    def default_sites(self, shape: ModelShape) -> tuple[Site, ...] | None:
+        """Return four sites in the first two thirds of the tower, where merging pays most, and the usual two behind it."""
+        if not self.merge:
+            return None
+        parts = {"vision": (1, 2, 3, 4), "language": (2, 4)}
+        layers = {"vision": shape.vision.layers, "language": shape.language.layers}
+        found = {Site(name, max(1, round(layers[name] * part / 6))) for name in parts for part in parts[name]}
+        return tuple(sorted(site for site in found if site.layer < layers[site.stack]))
 
     def raters(self, stack: str) -> tuple[str, ...]:
         """Return question and, where they have a part in the score, visual raters."""
@@ -59,6 +87,9 @@ class ATP(Method):
 
     def score(self, tokens: Tokens) -> Tensor:
         """Return saliency with mean 1 over the live tokens."""
+        if tokens.kind == "text":
+            seen, asked = (relative(received(tokens.rows[kind]), tokens.alive) for kind in ("visual", "question"))
+            return self.alpha * seen + (1 - self.alpha) * asked
         if tokens.stack == "vision":
             return self.saliency(tokens)
         inter = relative(tokens.rows["question"].mean(), tokens.alive)
@@ -66,10 +97,52 @@ class ATP(Method):
             return inter
         return self.alpha * inter + (1 - self.alpha) * self.saliency(tokens)
 
+    def merges(self, stack: str) -> bool:
+        """Return whether this is the tower and merging is on: what the question does not ask for is dropped, not merged."""
+        return self.merge and stack == "vision"
+
+    def measures(self, stack: str) -> bool:
+        """Return whether patches merge there: how unlike its neighbours a patch is means the same in every image."""
+        return self.merges(stack)
+
+    def ease(self, scores: Tensor) -> Tensor:
+        """Return what is added to a patch's likeness: salient ones go later."""
+        return -self.protect * scores.clamp(min=1e-3).log()
+
+    def measure(self, scores: Tensor, tokens: Tokens) -> Tensor | None:
+        """Return what merging a patch would cost: distance to the nearest of the other half, more where salient; 3 = stays."""
+        if not self.merges(tokens.stack):
+            return None
+        odd = tokens.alive & (rank(tokens.alive) % 2 == 1)
+        even_ones = (tokens.alive & ~odd).unsqueeze(1)
+        best: Tensor = tokens.key_likeness.masked_fill(~even_ones, -1.0).amax(2)
+        return torch.where(odd, (1 - best - self.ease(scores)).clamp(0, 3), 3.0)
+
+    def groups(self, keep: Tensor, scores: Tensor, tokens: Tokens) -> tuple[Tensor, Tensor]:
+        """Return for each patch `[B, N]` the survivor it goes into, and how many it stands for (0 where dead)."""
+        _, into = match(tokens.key_likeness, tokens.alive, keep.sum(1), self.ease(scores))
+        size = torch.ones_like(tokens.key_likeness[..., 0]) if tokens.sizes is None else tokens.sizes
+        return into, size.masked_fill(~tokens.alive, 0.0)
+
+    def fuse(self, hidden: Tensor, keep: Tensor, scores: Tensor, tokens: Tokens) -> Tensor:
+        """Average every group of patches, weighted by sizes."""
+        return average(hidden, keep, *self.groups(keep, scores, tokens))[0]
+
+    def sizes(self, keep: Tensor, scores: Tensor, tokens: Tokens) -> Tensor:
+        """Return how many patches each survivor stands for."""
+        into, weight = self.groups(keep, scores, tokens)
+        return torch.zeros_like(weight).scatter_add(1, into, weight)
+
+    def flops(self, work: Work) -> float:
+        """Return those of the similarity of keys."""
+        return 2.0 * work.tokens**2 * work.head_dim if self.merges(work.stack) else 0.0
+
     def select(self, scores: Tensor, tokens: Tokens, counts: Tensor) -> Tensor:
-        """Return the highest scores; in the tower, also an even spread of the others."""
-        if tokens.stack != "vision":
+        """Return the highest scores; in the tower what matching leaves, or without `merge` also an even spread."""
+        if tokens.stack != "vision" or tokens.kind == "text":
             return top(scores, tokens.alive, counts)
+        if self.merge:
+            return match(tokens.key_likeness, tokens.alive, counts, self.ease(scores))[0]
         spread = (counts * self.coverage).to(counts.dtype)
         salient = top(scores, tokens.alive, counts - spread)
         return salient | top(even(tokens), tokens.alive & ~salient, spread)

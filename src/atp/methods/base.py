@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -55,8 +55,9 @@ class Method(ABC):
             rows come from the layer before the site. `class` means `visual` on a tower without class token.
         reads: lazy parts of `Tokens` that the method uses (see `atp.tokens.READS`) by stack. Keys come from the layer before.
         stacks: where the method can prune.
-        kinds: kinds of tokens that it can make leave.
-        fuses: whether what leaves is merged into what stays; `fuse` is then called at every site where tokens leave.
+        kinds: kinds of tokens that it can make leave, "visual" or "text"; it is told which by `Tokens.kind`.
+        text_raters: kinds of raters whose rows over text tokens it needs: `question`, here the last ones of the prompt, `visual`.
+        fuses: whether what leaves is merged into what stays (see `merges`); `fuse` is then called where tokens leave.
         carries: whether the method scores the tower's last states although nothing leaves there, to have `Tokens.carried`.
         trained: whether it needs weights of its own.
         paper: who thought of it; url: where to read it.
@@ -67,6 +68,7 @@ class Method(ABC):
     reads: ClassVar[Mapping[str, tuple[str, ...]]] = NOTHING
     stacks: ClassVar[tuple[str, ...]] = ("vision", "language")
     kinds: ClassVar[tuple[str, ...]] = ("visual",)
+    text_raters: ClassVar[tuple[str, ...]] = ()
     fuses: ClassVar[bool] = False
     carries: ClassVar[bool] = False
     trained: ClassVar[bool] = False
@@ -80,6 +82,13 @@ class Method(ABC):
     def default_sites(self, shape: ModelShape) -> tuple[Site, ...] | None:
         """Return the sites to prune at when none are given; None leaves them to the solver."""
         return None
+
+    def fits(self, mark: Any) -> None:  # noqa: B027  # only weights of a method's own may not
+        """Refuse a model, given its `Fingerprint`, that weights of the method's own were not trained beside.
+
+        Raises:
+            InvalidPlan: they were not.
+        """
 
     @abstractmethod
     def score(self, tokens: Tokens) -> Tensor:
@@ -95,6 +104,22 @@ class Method(ABC):
         None = as many as reach `threshold` times the mean score. The step's floor and ceiling hold in either case.
         """
         return None
+
+    def measure(self, scores: Tensor, tokens: Tokens) -> Tensor | None:
+        """Return `[B, N]` >= 0, what an absolute step (`Step.absolute`) compares with its threshold; None = nothing.
+
+        A token stays where it is at least the threshold. For what has a meaning of its own, such as how unlike its neighbours a
+        token is; scores are compared with a share of their mean.
+        """
+        return None
+
+    def measures(self, stack: str) -> bool:
+        """Return whether `measure` gives something in this stack."""
+        return False
+
+    def merges(self, stack: str) -> bool:
+        """Return whether what leaves in this stack is merged into what stays."""
+        return self.fuses
 
     def fuse(self, hidden: Tensor, keep: Tensor, scores: Tensor, tokens: Tokens) -> Tensor:
         """Return `[B, N, D]`, the states at the site once tokens have left; only those of `keep` are read."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -36,6 +37,8 @@ class Random(Method):
     """
 
     seed: int = 0
+
+    kinds: ClassVar[tuple[str, ...]] = ("visual", "text")
 
     def score(self, tokens: Tokens) -> Tensor:
         """Return hashes in [0, 1)."""

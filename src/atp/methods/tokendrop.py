@@ -53,7 +53,7 @@ class TokenDrop(Method):
             InvalidPlan: the tokens are no text, or have ids beyond the table.
         """
         if tokens.ids is None:
-            raise InvalidPlan("method 'tokendrop' scores text tokens, these are visual; use Step(kinds=('text',))")
+            raise InvalidPlan("method 'tokendrop' scores text tokens, these are visual; use Step(site, keep=1.0, text=0.5)")
         table = load(str(self.table)).to(tokens.ids.device)
         ids = tokens.ids.masked_fill(~tokens.alive, 0)
         if ids.numel() and int(ids.max()) >= len(table):

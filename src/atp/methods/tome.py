@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from atp.budget.shape import ModelShape
-from atp.methods.base import Method, Work, rank, register, top
+from atp.fusion import average, match
+from atp.methods.base import Method, Work, rank, register
 from atp.plan import Site
 from atp.tokens import Tokens
 
@@ -51,11 +52,7 @@ class ToMe(Method):
 
     def fuse(self, hidden: Tensor, keep: Tensor, scores: Tensor, tokens: Tokens) -> Tensor:
         """Average every group, weighted by sizes."""
-        into, weight = self.groups(keep, tokens)
-        heavy = hidden * weight.to(hidden.dtype).unsqueeze(-1)
-        total = torch.zeros_like(hidden).scatter_add(1, into.unsqueeze(-1).expand_as(hidden), heavy)
-        grown = torch.zeros_like(weight).scatter_add(1, into, weight)
-        return torch.where(keep.unsqueeze(-1), total / grown.clamp(min=1).to(hidden.dtype).unsqueeze(-1), hidden)
+        return average(hidden, keep, *self.groups(keep, tokens))[0]
 
     def sizes(self, keep: Tensor, scores: Tensor, tokens: Tokens) -> Tensor:
         """Return how many patches each survivor stands for."""
@@ -71,22 +68,3 @@ class ToMe(Method):
     def flops(self, work: Work) -> float:
         """Return those of the similarity of keys."""
         return 2.0 * work.tokens**2 * work.head_dim
-
-
-def match(likeness: Tensor, alive: Tensor, counts: Tensor) -> tuple[Tensor, Tensor]:
-    """Merge pairs until each row has `counts` `[B]` tokens.
-
-    In a round the tokens of odd rank each find the most similar one of even rank; the most similar pairs merge into the latter.
-
-    Returns:
-        survivors `[B, N]` bool, and for each token `[B, N]` the survivor that it went into.
-    """
-    place = torch.arange(alive.shape[1], device=alive.device)
-    into, now = place.expand_as(alive), alive
-    while int((now.sum(1) - counts).amax()) > 0:
-        odd = now & (rank(now) % 2 == 1)
-        best, partner = likeness.masked_fill(~(now & ~odd).unsqueeze(1), -2.0).max(2)
-        gone = top(best, odd, (now.sum(1) - counts).clamp(min=0))
-        into = torch.where(gone, partner, place).gather(1, into)
-        now = now & ~gone
-    return now, into

@@ -1,0 +1,87 @@
+"""Which tiles of a call make a picture, and what its thumbnail does not tell of them. Part of the engine; knows pixels only.
+
+A picture in tiles is rows x columns of tiles and, behind them, the whole picture at the size of one tile. Which tiles make one is
+read from the pixels alone, for `generate` encodes images without their prompts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+MOST = 36
+"""Tiles of one picture, at most; processors cut up to 12 (InternVL) or 16 (Idefics3)."""
+SIDE, COARSE = 96, 4
+"""Pictures are recognised at this size of a tile, by means of `COARSE` x `COARSE` cells of each tile."""
+ALIKE, FLAT = 0.1, 1e-4
+"""A thumbnail is one if the tiles differ from it by less than this share of its variance, and if it has any."""
+
+
+@dataclass(frozen=True)
+class Picture:
+    """Tiles `start` .. `start + rows * columns - 1`, row by row; the thumbnail follows them."""
+
+    start: int
+    rows: int
+    columns: int
+
+    @property
+    def thumbnail(self) -> int:
+        """Its place."""
+        return self.start + self.rows * self.columns
+
+
+def pictures(tiles: Tensor) -> list[Picture]:
+    """Find the pictures among tiles `[P, C, H, W]`; what is none of theirs is an image of its own. One device sync."""
+    grids = [(r, c) for r in range(1, MOST + 1) for c in range(1, MOST // r + 1) if 2 <= r * c < len(tiles)]
+    if not grids:
+        return []
+    wide = tiles.to(torch.promote_types(tiles.dtype, torch.float32))
+    small = functional.adaptive_avg_pool2d(wide, (min(SIDE, tiles.shape[-2]), min(SIDE, tiles.shape[-1])))
+    parts, found = functional.adaptive_avg_pool2d(small, COARSE), []
+    for rows, columns in grids:
+        number = rows * columns
+        thumbnails = functional.adaptive_avg_pool2d(small[number:], (rows * COARSE, columns * COARSE))
+        windows = parts.unfold(0, number, 1)[: len(thumbnails)].movedim(-1, 1).reshape(-1, rows, columns, *parts.shape[1:])
+        joined = windows.permute(0, 3, 1, 4, 2, 5).reshape(thumbnails.shape)
+        spread = (thumbnails - thumbnails.mean((-2, -1), keepdim=True)).square().mean((1, 2, 3))
+        apart = (joined - thumbnails).square().mean((1, 2, 3)) / spread
+        found.append(functional.pad(apart.masked_fill(spread < FLAT, torch.inf), (0, number), value=torch.inf))
+    return _cover(torch.stack(found).tolist(), grids, len(tiles))
+
+
+def _cover(apart: list[list[float]], grids: Sequence[tuple[int, int]], length: int) -> list[Picture]:
+    """Choose pictures that do not overlap: as few images in all as can be, and of those the likest."""
+    ways: dict[int, list[tuple[float, Picture]]] = {}
+    for (rows, columns), line in zip(grids, apart, strict=True):
+        for start, value in enumerate(line):
+            if value <= ALIKE:
+                made = Picture(start, rows, columns)
+                ways.setdefault(made.thumbnail + 1, []).append((value, made))
+    best: list[tuple[float, list[Picture]]] = [(0.0, [])]
+    for end in range(1, length + 1):
+        options = [(best[end - 1][0] + 1, best[end - 1][1])]
+        options += [(best[one.start][0] + 1 + value, [*best[one.start][1], one]) for value, one in ways.get(end, ())]
+        best.append(min(options, key=lambda option: option[0]))
+    return best[-1][1]
+
+
+def residuals(tiles: Tensor, picture: Picture) -> Tensor:
+    """How much of each tile of a picture its thumbnail does not explain, `[rows * columns]`, in units of the pixels.
+
+    The root mean square difference between the tile and its part of the thumbnail, enlarged; or from its own mean where that is
+    less, so that a tile of one colour has 0 whatever its neighbours leave on the thumbnail.
+    """
+    own = tiles[picture.start : picture.thumbnail]
+    own = own.to(torch.promote_types(own.dtype, torch.float32))
+    thumbnail = tiles[picture.thumbnail : picture.thumbnail + 1].to(own.dtype)
+    size = (picture.rows * own.shape[-2], picture.columns * own.shape[-1])
+    large = functional.interpolate(thumbnail, size=size, mode="bilinear", align_corners=False)[0]
+    cut = large.reshape(-1, picture.rows, own.shape[-2], picture.columns, own.shape[-1]).permute(1, 3, 0, 2, 4).flatten(0, 1)
+    unexplained = (own - cut).square().mean((1, 2, 3))
+    contrast = (own - own.mean((-2, -1), keepdim=True)).square().mean((1, 2, 3))
+    return torch.minimum(unexplained, contrast).sqrt()

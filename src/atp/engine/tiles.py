@@ -1,0 +1,242 @@
+"""Whole tiles leave before the tower runs: those of which the thumbnail already tells everything. Part of the engine."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from atp.adapters.base import Adapter, Args, Kwargs
+from atp.adapters.tiled import Tiled
+from atp.budget.amount import Amount, Budget
+from atp.budget.cost import Workload, count
+from atp.engine.census import TowerPass
+from atp.engine.pictures import pictures, residuals
+from atp.engine.planning import BUDGET, decide
+from atp.engine.run import Run
+from atp.engine.tables import Table
+from atp.errors import InvalidPlan
+from atp.methods import Method
+from atp.plan import Plan
+from atp.tokens import Record
+from atp.tracing import refuse_tiles, traced
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """Which tiles of one call run.
+
+    Attributes:
+        rows: `[K]` their numbers, in order.
+        ran: of each of the P tiles.
+        counts: (kept, all) tiles of each picture, its thumbnail among them.
+    """
+
+    rows: Tensor
+    ran: list[bool]
+    counts: list[tuple[int, int]]
+
+    def widen(self, state: Tensor) -> Tensor:
+        """Lay `[K, ...]` out among all tiles; zero at those that did not run."""
+        return state.new_zeros(len(self.ran), *state.shape[1:]).index_copy(0, self.rows, state)
+
+    def scores(self, own: Tensor | None) -> Tensor | None:
+        """The same with NaN, of `[K, N]`; None of None."""
+        return (
+            None if own is None else self.widen(own).masked_fill(~torch.tensor(self.ran, device=own.device)[:, None], torch.nan)
+        )
+
+    def among(self, values: list[Any], other: Any) -> list[Any]:
+        """The same on the host."""
+        left = iter(values)
+        return [next(left) if ran else other for ran in self.ran]
+
+    def record(self, record: Record) -> Record:
+        """The tower's site with a row for each tile."""
+        return replace(
+            record,
+            input_index=list(range(len(self.ran))),
+            started=self.among(record.started, record.started[0]),
+            counts=self.among(record.counts, 0),
+            keep=self.widen(record.keep),
+            raw_scores=self.scores(record.raw_scores),
+            alive=self.widen(record.alive),
+            measured=self.scores(record.measured),
+        )
+
+    def tower(self, tower: TowerPass, records: list[Record]) -> TowerPass:
+        """What the tower left, with nothing alive in tiles that did not run; all tiles have one size."""
+        return replace(
+            tower,
+            alive=self.widen(tower.alive),
+            started=self.among(tower.started, tower.started[0]),
+            counts=self.among(tower.counts, 0),
+            scores=self.scores(tower.scores),
+            lengths=self.among(tower.lengths, (0,) * len(tower.lengths[0])),
+            grids=self.among(tower.grids, tower.grids[0]),
+            records=records,
+        )
+
+
+def choose(tiles: Tensor, wanted: float | str) -> Chosen:
+    """Choose tiles `[P, C, H, W]`: a share of each picture's, or those with more than a residual; thumbnails always stay."""
+    ran, counts = [True] * len(tiles), []
+    found = pictures(tiles)
+    scores = torch.cat([residuals(tiles, one) for one in found]).tolist() if found else []
+    for one in found:
+        own, scores = scores[: one.thumbnail - one.start], scores[one.thumbnail - one.start :]
+        order = sorted(range(len(own)), key=lambda place: -own[place])
+        if isinstance(wanted, str):
+            stay = {place for place in order if own[place] > float(wanted.strip()[1:])}
+        else:
+            stay = set(order[: kept(len(own), wanted)])
+        for place in range(len(own)):
+            ran[one.start + place] = place in stay
+        counts.append((len(stay) + 1, len(own) + 1))
+    rows = torch.tensor([place for place, there in enumerate(ran) if there], device=tiles.device)
+    return Chosen(rows, ran, counts)
+
+
+def kept(tiles: int, share: float) -> int:
+    """How many of a picture's tiles stay; its thumbnail comes on top."""
+    return int(tiles * share + 0.5)
+
+
+class TiledRun(Run):
+    """A run whose plan says which tiles stay."""
+
+    _chosen: Chosen | None = None
+
+    def enter_tower(self, module: nn.Module, args: Args, kwargs: Kwargs) -> tuple[Args, Kwargs] | None:
+        self._chosen, self.trace.tiles = None, []
+        if self.plan.tiles is None:
+            return super().enter_tower(module, args, kwargs)
+        if traced():
+            refuse_tiles()
+        adapter = self.adapter
+        assert isinstance(adapter, Tiled)
+        tiles = adapter.tiles_of(args, kwargs)
+        with torch.no_grad():
+            chosen = choose(tiles, self.plan.tiles)
+        self.book.ledger.tiles = chosen.counts
+        if not chosen.counts and len(tiles) > 1:
+            told = f"none of the {len(tiles)} images of a call is the thumbnail of tiles before it, so all of them stay"
+            self.book.warn("tiles", told)
+        if all(chosen.ran):
+            return super().enter_tower(module, args, kwargs)
+        self._chosen, self.trace.tiles = chosen, chosen.ran
+        changed = adapter.some_tiles(args, kwargs, chosen.rows)
+        super().enter_tower(module, *changed)
+        return changed
+
+    def leave_tower(self, module: nn.Module, args: Args, output: Any) -> Any:
+        chosen, before = self._chosen, len(self.trace.records)
+        output = super().leave_tower(module, args, output)
+        if chosen is None:
+            return output
+        assert self._tower is not None
+        records = [chosen.record(record) for record in self._tower.records]
+        self.trace.records[before:] = records
+        self.book.ledger.kept["vision"] = {record.layer: list(record.counts) for record in records}
+        tower = chosen.tower(self._tower, records)
+        self.book.left([n for n, ran in zip(tower.started, chosen.ran, strict=True) if not ran], [0] * chosen.ran.count(False))
+        output = self.adapter.map_states(output, chosen.widen)
+        self.adapter.tag(output, tower)
+        self._tower = tower
+        if self._prompt is not None:
+            self._towers[-1] = tower
+        return output
+
+    def enter_connector(self, module: nn.Module, args: Args, kwargs: Kwargs) -> tuple[Args, Kwargs] | None:
+        if self._chosen is None:
+            return super().enter_connector(module, args, kwargs)
+        args = (args[0][self._chosen.rows], *args[1:])
+        return super().enter_connector(module, args, kwargs) or (args, kwargs)
+
+    def leave_connector(self, module: nn.Module, args: Args, output: Any) -> Any:
+        chosen, self._chosen = self._chosen, None
+        made = super().leave_connector(module, args, output)
+        return made if chosen is None else chosen.widen(output if made is None else made)
+
+
+def check_tiles(adapter: Adapter, tiles: float | str | None) -> None:
+    """Refuse tiles of models that have none, or whose tiles cannot leave.
+
+    Raises:
+        InvalidPlan: naming the model and what to use instead.
+    """
+    if tiles is not None and not (isinstance(adapter, Tiled) and adapter.tiled):
+        kind = "/".join(adapter.model_types) or type(adapter).__name__
+        raise InvalidPlan(
+            f"tiles={tiles!r}: whole tiles leave from idefics3, smolvlm and internvl models only, this is a {kind} model; leave "
+            "tiles= away and use budget=, which prunes inside every image"
+        )
+
+
+@dataclass(frozen=True)
+class Share:
+    """What a budget means where a share of the tiles stays, for a picture of the workload's tiles.
+
+    Attributes:
+        asked: the budget for all tiles.
+        whole, less: the workload with all tiles, and with those that stay.
+    """
+
+    asked: Budget
+    whole: Workload
+    less: Workload
+
+    def left(self, adapter: Adapter) -> Budget:
+        """Return the budget of those that stay: an amount stays itself, a share becomes one of their FLOPs."""
+        if self.asked.unit != "share":
+            return self.asked
+        shape = adapter.shape
+        return Budget(min(1.0, self.asked.value * count(shape, self.whole).total / count(shape, self.less).total))
+
+    def of_all(self, plan: Plan) -> Plan:
+        """Return a plan that was solved for the tiles that stay, with shares of all visual tokens of a prompt."""
+        ratio = self.less.images / self.whole.images
+        steps = [replace(step, keep=step.keep * ratio) if step.site.stack == "language" else step for step in plan.steps]
+        return replace(plan, steps=tuple(steps), budget=self.asked.value if self.asked.unit == "share" else plan.budget)
+
+
+def share_of(adapter: Adapter, budget: Amount | None, workload: Workload | None, tiles: float) -> Share:
+    """Say what a budget means where a share of the tiles stays."""
+    whole = workload or Workload(images=adapter.tiles)
+    images = whole.images if whole.images < 3 else 1 + kept(whole.images - 1, tiles)
+    return Share(Budget.parse(BUDGET if budget is None else budget), whole, replace(whole, images=images))
+
+
+def with_tiles(
+    adapter: Adapter,
+    budget: Amount | None,
+    method: str | None,
+    plan: Plan | str | Path | None,
+    calibration: Table | str | Path | None,
+    workload: Workload | None,
+    options: Mapping[str, Any],
+    text: float | None,
+    tiles: float | str | None,
+) -> tuple[Plan, Method]:
+    """Return what `decide` returns, with tiles leaving before the tower runs.
+
+    Raises:
+        InvalidPlan: neither a share nor a threshold, or a model whose tiles cannot leave; and as `decide`.
+    """
+    check_tiles(adapter, Plan("none", tiles=tiles).tiles)
+    told = budget is not None or method is not None or plan is not None or calibration is not None or text is not None
+    if tiles is not None and not told:
+        plan = Plan("none")
+    share = None
+    if tiles is not None and not isinstance(tiles, str) and plan is None and calibration is None:
+        share = share_of(adapter, budget, workload, tiles)
+        budget, workload = share.left(adapter), share.less
+    chosen, built = decide(adapter, budget, method, plan, calibration, workload, options, text)
+    chosen = chosen if share is None or chosen.budget is None else share.of_all(chosen)
+    chosen = chosen if tiles is None else replace(chosen, tiles=tiles)
+    check_tiles(adapter, chosen.tiles)
+    return chosen, built

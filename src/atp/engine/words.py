@@ -1,0 +1,151 @@
+"""Text tokens that may leave: which are protected, how many stay, and what a method is told of them. Part of the engine."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from atp.adapters.base import Adapter, CrossView, StackView
+from atp.budget.amount import check_share
+from atp.budget.cost import TAIL, whole
+from atp.budget.solve import default_sites
+from atp.engine.attention import VISUAL_RATERS, Attention
+from atp.engine.census import Census, Words
+from atp.engine.facts import Place
+from atp.errors import InvalidPlan
+from atp.methods.base import Method
+from atp.plan import Plan, Step
+from atp.rows import spread
+from atp.tokens import Rows, Tokens
+
+
+@dataclass(frozen=True)
+class Guard:
+    """Text tokens that never leave, besides the first of each prompt, on which the others rest their attention.
+
+    Attributes:
+        tail: last text tokens of the prompt. They are the question and the end of its template, and so also who rates the others.
+        ids: special tokens; numbers and negations, too, where the tokenizer is known.
+        meant: whether it is.
+    """
+
+    tail: int = TAIL
+    ids: frozenset[int] = frozenset()
+    meant: bool = False
+
+    def words(self, census: Census) -> Words:
+        """Take the text tokens of prompts; guesses of assisted decoding are none. One device sync."""
+        ids = census.ids
+        assert ids is not None, "a tower has no text"
+        number = torch.arange(ids.shape[1], device=ids.device)
+        live = census.others & (number < ids.shape[1] - census.candidates)
+        started = [count - census.candidates for count in census.other_counts]
+        where = torch.sort((~live).to(torch.uint8), dim=1, stable=True).indices[:, : max(started)]
+        alive, rank = live.gather(1, where), torch.arange(where.shape[1], device=ids.device)
+        last = alive & (rank >= torch.tensor(started, device=ids.device).unsqueeze(1) - self.tail)
+        held = last | (rank == 0)
+        if self.ids:
+            held = held | torch.isin(ids.gather(1, where), torch.tensor(sorted(self.ids), device=ids.device))
+        held = held & alive
+        return Words(where, alive, held, last, list(started), started, [int(n) for n in held.sum(1).tolist()])
+
+
+class WordAttention(Attention):
+    """Rows over the text tokens: by the question, which is the last tokens here, and by the visual tokens."""
+
+    def __post_init__(self) -> None:
+        words = self.census.words
+        assert words is not None
+        self.words, self.where, self.cap = words, words.where.unsqueeze(-1), words.last.shape[1]
+
+    @property
+    def alive(self) -> Tensor:
+        return self.words.alive & ~self.words.held
+
+    def raters(self, kind: str, template: frozenset[int]) -> tuple[Tensor, Tensor]:
+        if kind != "visual":
+            return super().raters(kind, template)
+        index, valid = spread(self.census.alive, VISUAL_RATERS)
+        return self.census.where[..., 0].gather(1, index), valid
+
+    def question(self, template: frozenset[int]) -> Tensor:
+        asking = torch.zeros_like(self.census.others).scatter(1, self.words.where, self.words.last)
+        return self.untold(asking, template)
+
+
+def word_counts(share: float, words: Words) -> list[int]:
+    """How many text tokens of each prompt stay: a share of those that it began with, and at least the protected ones."""
+    known = zip(words.started, words.counts, words.least, strict=True)
+    return [max(least, min(now, whole(share, started))) for started, now, least in known]
+
+
+def word_tokens(method: Method, place: Place, template: frozenset[int]) -> tuple[Tokens, float]:
+    """Return the text tokens at a site that may leave, and the FLOPs of their rows."""
+    census = place.census
+    words, ids = census.words, census.ids
+    assert words is not None and ids is not None
+    alive = words.alive & ~words.held
+    rows: dict[str, Rows] = {}
+    spent = 0.0
+    if method.text_raters and place.capture is not None:
+        attention = WordAttention(place.view, census, place.capture)
+        rows, spent = attention.rows(method.text_raters, template), attention.flops
+    made = Tokens(
+        stack=place.view.name,
+        layer=place.layer,
+        alive=alive,
+        started=tuple(words.started),
+        position=torch.full((*alive.shape, 2), -1, device=alive.device),
+        image=torch.zeros_like(words.where),
+        grid=(1, 1),
+        rows=rows,
+        kind="text",
+        ids=ids.gather(1, words.where),
+        _hidden=lambda: place.hidden.gather(1, words.where.unsqueeze(-1).expand(-1, -1, place.hidden.shape[-1])),
+    )
+    return made, spent
+
+
+def with_text(adapter: Adapter, plan: Plan, method: Method, text: float | None) -> Plan:
+    """Return the plan with a share of the text leaving at its first step in the language model, made where there is none.
+
+    Raises:
+        InvalidPlan: a share outside [0, 1].
+    """
+    if text is None:
+        return plan
+    check_share("text", text)
+    steps = list(plan.steps)
+    first = next((index for index, step in enumerate(steps) if step.site.stack == "language"), None)
+    if first is not None:
+        steps[first] = dataclasses.replace(steps[first], text=text)
+    elif text < 1:
+        sites = [site for site in default_sites(adapter.shape, method.name) if site.stack == "language"]
+        steps += [Step(site, 1.0, text=text) for site in sites[:1]]
+    return dataclasses.replace(plan, steps=tuple(steps))
+
+
+def check_kinds(method: Method, step: Step, view: StackView | None) -> None:
+    """Refuse kinds of tokens that the method or the model cannot make leave.
+
+    Raises:
+        InvalidPlan: naming the step and what to use instead.
+    """
+    if step.keep < 1 and "visual" not in method.kinds:
+        raise InvalidPlan(
+            f"step at {step.site}: method {method.name!r} makes text tokens leave only, got keep={step.keep:g}; "
+            "use keep=1.0 and text=0.5, or method='atp'"
+        )
+    if step.text < 1 and "text" not in method.kinds:
+        raise InvalidPlan(
+            f"step at {step.site}: method {method.name!r} makes visual tokens leave only, got text={step.text:g}; "
+            "use text=1.0, or method='atp'"
+        )
+    if step.text < 1 and isinstance(view, CrossView):
+        raise InvalidPlan(
+            f"step at {step.site}: in this family text tokens look at the images through cross-attention layers and do not "
+            f"leave, got text={step.text:g}; use text=1.0"
+        )
