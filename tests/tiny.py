@@ -129,6 +129,11 @@ def model(kind: str = "clip-llama", **options: Any) -> LlavaForConditionalGenera
     return make(kind, **options)
 
 
+def unmerged(method: str) -> dict[str, bool]:
+    """Options that drop what leaves: merged states have no masked reference (see `conformance/test_fusing.py`)."""
+    return {"merge": False} if method == "atp" else {}
+
+
 def plan(method: str, adaptive: bool = False, keep: float | None = None) -> Plan:
     """A plan with sites in every stack that the method prunes; `keep` overrides all shares."""
     bar = (lambda threshold: threshold) if adaptive else (lambda threshold: None)
@@ -144,4 +149,5 @@ def plan(method: str, adaptive: bool = False, keep: float | None = None) -> Plan
             (Site("language", 3), 0.2, bar(1.1)),
         ]
         steps = [step for step in steps if step[0].stack in METHODS.get(method).stacks]
-    return Plan(method, tuple(Step(site, keep if keep is not None else share, threshold) for site, share, threshold in steps))
+    every = tuple(Step(site, keep if keep is not None else share, threshold) for site, share, threshold in steps)
+    return Plan(method, every, unmerged(method))

@@ -9,12 +9,8 @@ import torch
 from torch import Tensor
 
 from atp.subset import Subset, gather
-from atp.tracing import traced
 
 __all__ = ["average", "density_peaks", "distances", "gather", "match", "merge_nearest", "nearest_centre"]
-
-_ROUNDS = 8
-"""Rounds of matching in a graph, which cannot ask whether it is done: enough to keep one token in 256 at a single site."""
 
 
 def merge_nearest(full: Tensor, subset: Subset, dropped: Tensor) -> Tensor:
@@ -42,7 +38,9 @@ def merge_nearest(full: Tensor, subset: Subset, dropped: Tensor) -> Tensor:
     return (kept + share.transpose(1, 2) @ full) / (1 + share.sum(1).unsqueeze(-1))
 
 
-def match(likeness: Tensor, alive: Tensor, counts: Tensor, ease: Tensor | None = None) -> tuple[Tensor, Tensor]:
+def match(
+    likeness: Tensor, alive: Tensor, counts: Tensor, ease: Tensor | None = None, rounds: int | None = None
+) -> tuple[Tensor, Tensor]:
     """Merge pairs until each row has `counts` tokens left (bipartite soft matching: Bolya et al., ICLR 2023, section 3).
 
     In a round the live tokens of odd rank each find the most similar one of even rank; the most similar pairs merge into the
@@ -53,6 +51,7 @@ def match(likeness: Tensor, alive: Tensor, counts: Tensor, ease: Tensor | None =
         alive: `[B, N]` bool.
         counts: `[B]`, at least 1.
         ease: `[B, N]`, added to a token's likeness when pairs are ranked: who should go first; None = 0.
+        rounds: how many it takes (`Tokens.rounds`), so that nobody has to wait for the device to tell; None = ask it.
 
     Returns:
         survivors `[B, N]` bool, and for each token `[B, N]` the survivor that it went into.
@@ -60,7 +59,7 @@ def match(likeness: Tensor, alive: Tensor, counts: Tensor, ease: Tensor | None =
     place = torch.arange(alive.shape[1], device=alive.device)
     into, now = place.expand_as(alive), alive
     done = 0
-    while done < _ROUNDS if traced() else int((now.sum(1) - counts).amax()) > 0:
+    while int((now.sum(1) - counts).amax()) > 0 if rounds is None else done < rounds:
         done += 1
         odd = now & ((now.cumsum(1) - 1) % 2 == 1)
         best, partner = likeness.masked_fill(~(now & ~odd).unsqueeze(1), -2.0).max(2)

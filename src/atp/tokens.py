@@ -87,6 +87,8 @@ class Tokens:
         kind: kind of the tokens.
         sizes: `[B, N]` how many tokens each stands for after merges; None = one each.
         ids: `[B, N]` token ids, where the kind is text.
+        rounds: how often the row that loses most must halve to reach its count, for methods that merge in rounds; None = not
+            known on the host, as the counts depend on the input.
     """
 
     stack: str
@@ -101,6 +103,7 @@ class Tokens:
     kind: str = "visual"
     sizes: Tensor | None = None
     ids: Tensor | None = None
+    rounds: int | None = None
     _hidden: Callable[[], Tensor] | None = field(default=None, repr=False)
     _keys: Callable[[], Tensor] | None = field(default=None, repr=False)
     _embeddings: Callable[[], Tensor] | None = field(default=None, repr=False)

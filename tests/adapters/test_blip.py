@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 
+import tiny
 from atp.adapters import adapt
 from atp.engine import prune
 from atp.errors import UnsupportedModel
@@ -16,7 +17,9 @@ from atp.plan import Plan, Site, Step
 from families import FAMILIES
 
 NAMES = ("blip-2-opt", "instructblip-llama")
-PLAN = Plan("atp", tuple(Step(Site(*site), keep) for site, keep in ((("vision", 2), 0.5), (("language", 2), 0.4))))
+PLAN = Plan(
+    "atp", tuple(Step(Site(*site), keep) for site, keep in ((("vision", 2), 0.5), (("language", 2), 0.4))), tiny.unmerged("atp")
+)
 
 
 @cache

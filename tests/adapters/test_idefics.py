@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
+import tiny
 from atp.adapters import adapt
 from atp.engine import prune
 from atp.errors import InvalidPlan, UnsupportedModel
@@ -38,7 +39,7 @@ def plan_of(method: str, adaptive: bool = False, tower: bool = True) -> Plan:
     steps = tuple(
         Step(Site(stack, layer), keep, 0.9 if adaptive and stack == "language" else None) for stack, layer, keep in sites
     )
-    return Plan(method, steps)
+    return Plan(method, steps, tiny.unmerged(method))
 
 
 @contextmanager

@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
+import tiny
 from atp.adapters import adapt
 from atp.engine import prune
 from atp.errors import UnsupportedModel
@@ -35,7 +36,11 @@ def model_of() -> Any:
 def plan_of(method: str, bar: float | None = None, stacks: Sequence[str] = ("vision", "language")) -> Plan:
     """Cross-attention layers are the language layers 1 and 4."""
     sites = [("vision", 2, 0.8), ("vision", 5, 0.6), ("language", 2, 0.3)]
-    return Plan(method, tuple(Step(Site(stack, layer), keep, bar) for stack, layer, keep in sites if stack in stacks))
+    return Plan(
+        method,
+        tuple(Step(Site(stack, layer), keep, bar) for stack, layer, keep in sites if stack in stacks),
+        tiny.unmerged(method),
+    )
 
 
 def last_look(inputs: Any, trace: Trace, place: int) -> Tensor:

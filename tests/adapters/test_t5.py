@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
+import tiny
 from atp.engine import prune
 from atp.errors import UnsupportedModel
 from atp.plan import Plan, Site, Step
@@ -29,7 +30,7 @@ def model_of(name: str) -> Any:
 
 
 def plan_of(method: str, bar: float | None = None, first: int = 1) -> Plan:
-    return Plan(method, (Step(Site("language", first), 0.6, bar), Step(Site("language", 3), 0.3, bar)))
+    return Plan(method, (Step(Site("language", first), 0.6, bar), Step(Site("language", 3), 0.3, bar)), tiny.unmerged(method))
 
 
 @contextmanager

@@ -12,6 +12,7 @@ from torch import Tensor
 from transformers import Qwen3Config
 
 import invariants
+import tiny
 from atp.adapters import adapt
 from atp.engine import prune
 from atp.errors import InvalidPlan, UnsupportedModel
@@ -94,7 +95,7 @@ def test_beams_and_a_second_turn(name: str, method: str) -> None:
     model = model_of(name)
     inputs = FAMILIES[name].single(FAMILIES[name].inputs(model), 1)
     steps = [step for step in PLAN.steps if method != "fastv" or step.site.stack == "language"]
-    plan = Plan(method, tuple(steps))
+    plan = Plan(method, tuple(steps), tiny.unmerged(method))
     with torch.no_grad(), prune(model, plan=plan) as run:
         first = model.generate(**inputs, max_new_tokens=3, do_sample=False, suppress_tokens=[IMAGE], return_dict_in_generate=True)
         more = torch.cat([first.sequences, torch.full((1, 4), WORDS + 3)], 1)

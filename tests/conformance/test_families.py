@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 import invariants
+import tiny
 from atp.adapters import ADAPTERS, adapt
 from atp.engine import Run, prune
 from atp.errors import UnsupportedModel
@@ -44,7 +45,7 @@ def plan_of(model: Any, method: str, adaptive: bool = False, keep: float | None 
         for layer, share, bar in ((first, 0.7, 0.7), (layers - 2, 0.4, 1.0)):
             own = share if view.name == "vision" else share / 2
             steps.append(Step(Site(view.name, layer), own if keep is None else keep, bar if adaptive else None))
-    return Plan(method, tuple(steps))
+    return Plan(method, tuple(steps), tiny.unmerged(method))
 
 
 def said(model: Any, family: Family, inputs: Any, steps: int = STEPS, **options: Any) -> tuple[Tensor, Tensor]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -94,7 +95,8 @@ def edited(model: Any, inputs: Any, seen: list[Seen], found: list[tuple[Tensor, 
 def test_fused_states_go_on_in_the_place_of_the_survivors(kind: str, name: str, adaptive: bool, side: str) -> None:
     model = tiny.model(kind)
     inputs = tiny.prompts(model, images=IMAGES, side=side)
-    with spying(METHODS.get(name)) as seen, prune(model, plan=tiny.plan(name, adaptive)) as run:
+    merging = dataclasses.replace(tiny.plan(name, adaptive), options={})
+    with spying(METHODS.get(name)) as seen, prune(model, plan=merging) as run:
         got, answer, _ = invariants.decode(model, inputs, 4)
     assert seen and run.dropped > 0
     found: list[tuple[Tensor, list[Tensor]]] = []

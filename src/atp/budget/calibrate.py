@@ -76,7 +76,8 @@ def calibrate(run: Run, plan: Plan, budget: float | None = None, *, tolerance: f
 
     Args:
         run: runs the calibration set; called once a step, and at most `rounds` times more to correct the total.
-        plan: fixed plan, e.g. from `solve`; its `keep` are the mean shares to reach.
+        plan: fixed plan, e.g. from `solve`; its `keep` are the mean shares to reach. Where steps are absolute, only they get
+            thresholds and the others keep their counts.
         budget: mean share of the unpruned FLOPs; None = that of the plan. Where both are None, only the shares count.
         tolerance: the result spends at most `budget` and at least `budget - tolerance`, where the scores permit.
         rounds: runs for the correction.
@@ -101,7 +102,11 @@ def calibrate(run: Run, plan: Plan, budget: float | None = None, *, tolerance: f
     if budget is not None:
         check_share("budget", budget, positive=True)
     found: list[Step] = []
+    fits = [step for step in steps if step.absolute] or steps
     for step in steps:
+        if step not in fits:
+            found.append(step)
+            continue
         probe = replace(plan, steps=(*found, replace(step, threshold=None)))
         found.append(_fitted(step, found, *_recorded(run(probe), step.site)))
     adaptive = replace(plan, steps=tuple(found), budget=budget)
@@ -156,7 +161,7 @@ def _corrected(run: Run, plan: Plan, budget: float, tolerance: float, rounds: in
     best: tuple[float, Plan] | None = None
     least = float("inf")
     for _ in range(max(1, rounds)):
-        scaled = replace(plan, steps=tuple(replace(s, threshold=(s.threshold or 0.0) * factor) for s in plan.steps))
+        scaled = replace(plan, steps=tuple(s if s.threshold is None else replace(s, threshold=s.threshold * factor) for s in plan.steps))
         seen = run(scaled)
         share = spent(seen)
         least = min(least, share)

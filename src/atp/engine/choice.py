@@ -47,7 +47,7 @@ class Chooser:
         rates = self.score_all or (self.method.carries and view.name == "vision")
         if counts != census.counts or (rates and "visual" in self.method.kinds):
             with torch.no_grad():
-                tokens = self._tokens(place)
+                tokens = self._tokens(place, counts)
                 scores = self._scores(tokens)
                 measured = self.method.measure(scores, tokens) if step.adaptive or self.score_all else None
                 chosen, counts = self._counted(step, place, tokens, scores, counts, measured)
@@ -160,8 +160,8 @@ class Chooser:
         """What tells the method of a site."""
         return Facts(self.method, self.template)
 
-    def _tokens(self, place: Place) -> Tokens:
-        tokens, spent = self.facts.tokens(place)
+    def _tokens(self, place: Place, counts: list[int] | None) -> Tokens:
+        tokens, spent = self.facts.tokens(place, counts)
         if not traced():
             self.spent += spent
         return tokens

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -57,10 +58,10 @@ class Facts:
     method: Method
     template: frozenset[int]
 
-    def tokens(self, place: Place) -> tuple[Tokens, float]:
-        """Return the tokens, and the FLOPs of their rows."""
+    def tokens(self, place: Place, counts: Sequence[int] | None = None) -> tuple[Tokens, float]:
+        """Return the tokens, and the FLOPs of their rows; `counts` are those to keep, where they are known already."""
         view, census = place.view, place.census
-        reads, kinds = self.method.reads.get(view.name, ()), rater_kinds(self.method, view)
+        reads, kinds = self.method.reading(view.name), rater_kinds(self.method, view)
         rows: dict[str, Rows] = {}
         spent = 0.0
         if kinds and place.capture is not None:
@@ -78,6 +79,7 @@ class Facts:
             rows=rows,
             carried=census.carried,
             sizes=census.sizes,
+            rounds=None if counts is None else halvings(census.counts, counts),
             _hidden=lambda: place.patches().mean(2),
             _keys=(lambda: keys(place)) if "keys" in reads else None,
             _embeddings=(lambda: embeddings(place)) if "embeddings" in reads else None,
@@ -106,7 +108,7 @@ class Facts:
 
     def flops(self, tokens: Tokens, place: Place, counts: list[int]) -> float:
         """FLOPs of score, select and fuse for all inputs of the batch, by the method's own account."""
-        view, census, reads = place.view, place.census, self.method.reads.get(place.view.name, ())
+        view, census, reads = place.view, place.census, self.method.reading(place.view.name)
         wide = place.hidden.shape[-1] * (census.group if self.method.merges(view.name) else 1)
         raters = sum(rows.values.shape[1] for rows in tokens.rows.values())
         heads = tokens.keys.shape[2] if "keys" in reads else 0
@@ -116,6 +118,17 @@ class Facts:
             self.method.flops(Work(view.name, size, alive, kept, wide, view.head_dim, heads, text, raters))
             for alive, kept in zip(census.counts, counts, strict=True)
         )
+
+
+def halvings(alive: Sequence[int], counts: Sequence[int]) -> int:
+    """How often the row that loses most must halve to get from `alive` to `counts` tokens, the odd one staying."""
+    most = 0
+    for now, wanted in zip(alive, counts, strict=True):
+        rounds = 0
+        while now > max(wanted, 1):
+            now, rounds = now - now // 2, rounds + 1
+        most = max(most, rounds)
+    return most
 
 
 def merge(method: Method, place: Place, tokens: Tokens, keep: Tensor, scores: Tensor) -> Tensor:
@@ -173,7 +186,7 @@ def rater_kinds(method: Method, view: StackView) -> tuple[str, ...]:
 def looks_back(method: Method, view: StackView) -> bool:
     """Whether a site in the stack reads what the layer before it projected."""
     words = method.text_raters if view.name == "language" else ()
-    return bool(rater_kinds(method, view) or words) or "keys" in method.reads.get(view.name, ())
+    return bool(rater_kinds(method, view) or words) or "keys" in method.reading(view.name)
 
 
 def carried_from(adapter: Adapter, method: Method) -> Site | None:

@@ -182,7 +182,7 @@ def method_flops(
 ) -> float:
     """FLOPs of a method's own arithmetic at a step, for all inputs of a prompt."""
     shape, (stack, layer) = adapter.shape, (step.site.stack, step.site.layer)
-    tower, reads = stack == "vision", method.reads.get(stack, ())
+    tower, reads = stack == "vision", method.reading(stack)
     sizes, ran = (shape.vision, lengths.vision) if tower else (shape.language, lengths.language)
     group, others = (shape.group, (float(shape.prefix),) * sizes.layers) if tower else (1, lengths.texts(workload))
     images = max(1, workload.images)
@@ -254,7 +254,7 @@ def _check_space(method: Method, view: StackView) -> None:
     Raises:
         InvalidPlan: naming the method and what to use instead.
     """
-    mixes = method.merges(view.name) or {"text", "embeddings"} & set(method.reads.get(view.name, ()))
+    mixes = method.merges(view.name) or {"text", "embeddings"} & set(method.reading(view.name))
     if isinstance(view, CrossView) and mixes:
         raise InvalidPlan(
             f"method {method.name!r} takes visual tokens for rows of the language model, but in this family they are keys of its "

@@ -97,6 +97,10 @@ class ATP(Method):
             return inter
         return self.alpha * inter + (1 - self.alpha) * self.saliency(tokens)
 
+    def reading(self, stack: str) -> tuple[str, ...]:
+        """Return keys where patches merge."""
+        return self.reads[stack] if self.merges(stack) else ()
+
     def merges(self, stack: str) -> bool:
         """Return whether this is the tower and merging is on: what the question does not ask for is dropped, not merged."""
         return self.merge and stack == "vision"
@@ -120,7 +124,7 @@ class ATP(Method):
 
     def groups(self, keep: Tensor, scores: Tensor, tokens: Tokens) -> tuple[Tensor, Tensor]:
         """Return for each patch `[B, N]` the survivor it goes into, and how many it stands for (0 where dead)."""
-        _, into = match(tokens.key_likeness, tokens.alive, keep.sum(1), self.ease(scores))
+        _, into = match(tokens.key_likeness, tokens.alive, keep.sum(1), self.ease(scores), tokens.rounds)
         size = torch.ones_like(tokens.key_likeness[..., 0]) if tokens.sizes is None else tokens.sizes
         return into, size.masked_fill(~tokens.alive, 0.0)
 
@@ -142,7 +146,7 @@ class ATP(Method):
         if tokens.stack != "vision" or tokens.kind == "text":
             return top(scores, tokens.alive, counts)
         if self.merge:
-            return match(tokens.key_likeness, tokens.alive, counts, self.ease(scores))[0]
+            return match(tokens.key_likeness, tokens.alive, counts, self.ease(scores), tokens.rounds)[0]
         spread = (counts * self.coverage).to(counts.dtype)
         salient = top(scores, tokens.alive, counts - spread)
         return salient | top(even(tokens), tokens.alive & ~salient, spread)

@@ -79,6 +79,10 @@ class Method(ABC):
         """Return the raters that these options need in a stack."""
         return self.needs.get(stack, ())
 
+    def reading(self, stack: str) -> tuple[str, ...]:
+        """Return the lazy parts of `Tokens` that these options read in a stack."""
+        return self.reads.get(stack, ())
+
     def default_sites(self, shape: ModelShape) -> tuple[Site, ...] | None:
         """Return the sites to prune at when none are given; None leaves them to the solver."""
         return None

@@ -48,7 +48,7 @@ class ToMe(Method):
 
     def select(self, scores: Tensor, tokens: Tokens, counts: Tensor) -> Tensor:
         """Return the tokens that are left after merging down to the counts."""
-        return match(tokens.key_likeness, tokens.alive, counts)[0]
+        return match(tokens.key_likeness, tokens.alive, counts, rounds=tokens.rounds)[0]
 
     def fuse(self, hidden: Tensor, keep: Tensor, scores: Tensor, tokens: Tokens) -> Tensor:
         """Average every group, weighted by sizes."""
@@ -61,7 +61,7 @@ class ToMe(Method):
 
     def groups(self, keep: Tensor, tokens: Tokens) -> tuple[Tensor, Tensor]:
         """Return for each token `[B, N]` the survivor it belongs to, and its size (0 where dead)."""
-        _, into = match(tokens.key_likeness, tokens.alive, keep.sum(1))
+        _, into = match(tokens.key_likeness, tokens.alive, keep.sum(1), rounds=tokens.rounds)
         size = torch.ones_like(tokens.key_likeness[..., 0]) if tokens.sizes is None else tokens.sizes
         return into, size.masked_fill(~tokens.alive, 0.0)
 
