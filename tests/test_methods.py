@@ -185,7 +185,9 @@ def test_atp_merges_like_tome_but_what_is_salient_goes_later() -> None:
     assert ATP(protect=0.0).select(first, made, counts).tolist() == [[True, False, True, True]]
     cost = method.measure(first, made)
     assert cost is not None
-    torch.testing.assert_close(cost, torch.tensor([[3.0, 0.5 * math.log(2), 3.0, 0.0]]))
+    torch.testing.assert_close(
+        cost, torch.tensor([[3 + 2 * math.log(1e3), 0.5 * math.log(2e3), 3 + 2 * math.log(1e3), 0.5 * math.log(500)]])
+    )
     hidden, keep = torch.tensor([[[1.0], [3.0], [5.0], [9.0]]]), torch.tensor([[True, True, True, False]])
     assert method.fuse(hidden, keep, first, made)[0, :3, 0].tolist() == [1.0, 3.0, 7.0]
     assert method.sizes(keep, first, made)[0, :3].tolist() == [1.0, 1.0, 2.0]

@@ -31,8 +31,8 @@ class Chosen:
 
 CHOSEN = {
     "llava": Chosen("vision:1 vision:2 vision:3 vision:4 language:2 language:4", (0.25, 0.4, 0.6, 0.8)),  # by zoo/tune.py
-    "blip-2": Chosen("vision:2 vision:4", (0.55, 0.6, 0.8), batch=1),  # to be confirmed by zoo/tune.py once it is trained
-    "idefics": Chosen("vision:2 vision:4", (0.5, 0.6, 0.8), batch=1),  # likewise
+    "blip-2": Chosen("vision:1 vision:2 vision:3", (0.5, 0.6, 0.8), batch=1),  # as the next, not tuned
+    "idefics": Chosen("vision:1 vision:2 vision:3", (0.4, 0.6, 0.8), batch=1),  # by zoo/tune.py at 0.5
 }
 
 

@@ -19,6 +19,8 @@ from atp.plan import Site
 
 FIRST = 800_000_000
 LLAVA = (
+    "vision:1 vision:2 vision:3 vision:4 language:2 language:4",
+    "vision:1 vision:2 vision:3 language:2 language:4",
     "vision:2 vision:4 language:2 language:4",
     "vision:1 vision:3 language:2 language:4",
     "vision:3 vision:5 language:2 language:4",
@@ -30,6 +32,8 @@ SITES = {
     "llava": LLAVA,
     # queries read the tower's survivors, so most of what can be saved lies in the tower
     "blip-2": (
+        "vision:1 vision:2 vision:3 vision:4",
+        "vision:1 vision:2 vision:3",
         "vision:2 vision:4",
         "vision:1 vision:3",
         "vision:2 vision:5",
@@ -39,6 +43,8 @@ SITES = {
     ),
     # cross-attention stands before language layers 0, 2 and 4, so sites at 2 and 4 are all that differ
     "idefics": (
+        "vision:1 vision:2 vision:3 vision:4",
+        "vision:1 vision:2 vision:3",
         "vision:2 vision:4",
         "vision:1 vision:3",
         "vision:2 vision:5",

@@ -241,19 +241,19 @@ class Trace:
 
     Attributes:
         records: in the order in which the sites were met.
-        texts: of text tokens.
         grids: patch grid (height, width) of each image of the last forward.
         image_rows: the prompt row of each image of the last forward, where known.
         tiles: whether each tile of the last call of the tower ran; [] = all.
         layout: how the last forward's images became visual tokens, where the family needs to be told; else None.
+        texts: records of text tokens.
     """
 
     records: list[Record] = field(default_factory=list)
-    texts: list[Record] = field(default_factory=list)
     grids: list[tuple[int, int]] = field(default_factory=list)
     image_rows: list[int] = field(default_factory=list)
     tiles: list[bool] = field(default_factory=list)
     layout: Any = None
+    texts: list[Record] = field(default_factory=list)
 
     def last(self, stack: str) -> list[Record]:
         """Return the records of the last forward that met a site of the stack."""

@@ -152,7 +152,7 @@ def test_untrained_is_atp(method: str, tmp_path: Path) -> None:
         torch.nn.init.zeros_(module.out.weight)
     parts.files.save(path, gate.header, torch.nn.ModuleDict(gate._read[1]).state_dict())
     kept = []
-    for plan in (Plan("atp", steps), Plan(method, steps, {"weights": str(path)})):
+    for plan in (Plan("atp", steps, {"merge": False}), Plan(method, steps, {"weights": str(path)})):
         with prune(model, plan=plan) as run, torch.no_grad():
             model(**inputs)
         kept.append([record.keep for record in run.trace.records])

@@ -40,7 +40,6 @@ def choose(method: Method, made: Tokens, count: int) -> Tensor:
         ("divprune", (0,)),
         ("cdpruner", (0,)),
         ("atp-paper", (0,)),
-        ("lvpruning", (2, 9, 17)),
     ],
 )
 def test_default_sites_are_those_of_the_paper_on_32_layers(name: str, layers: tuple[int, ...]) -> None:

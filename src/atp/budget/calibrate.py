@@ -161,7 +161,9 @@ def _corrected(run: Run, plan: Plan, budget: float, tolerance: float, rounds: in
     best: tuple[float, Plan] | None = None
     least = float("inf")
     for _ in range(max(1, rounds)):
-        scaled = replace(plan, steps=tuple(s if s.threshold is None else replace(s, threshold=s.threshold * factor) for s in plan.steps))
+        scaled = replace(
+            plan, steps=tuple(s if s.threshold is None else replace(s, threshold=s.threshold * factor) for s in plan.steps)
+        )
         seen = run(scaled)
         share = spent(seen)
         least = min(least, share)

@@ -43,7 +43,7 @@ class Turns:
 
     def hear(self, args: Args, kwargs: Kwargs, guesses: int) -> None:
         """Take the ids of a call of the base model, of which the last are guesses of assisted decoding."""
-        self.ids, self.guesses = given_ids(args, kwargs), guesses
+        self.ids, self.guesses = given_ids(args, kwargs) if self.reselect else None, guesses
 
     def begin(self, census: Census, kwargs: Kwargs) -> None:
         """Remember the call that a conversation begins with; where images come later, nothing is remembered."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
@@ -17,6 +18,7 @@ from atp.plan import Site
 from atp.tokens import Tokens
 
 INTRA = ("received", "carried", "none")
+FAINT = 1e-3  # saliency below is not told apart
 
 
 @register("atp")
@@ -99,7 +101,7 @@ class ATP(Method):
 
     def reading(self, stack: str) -> tuple[str, ...]:
         """Return keys where patches merge."""
-        return self.reads[stack] if self.merges(stack) else ()
+        return self.reads[stack] if self.merge and stack == "vision" else ()
 
     def merges(self, stack: str) -> bool:
         """Return whether this is the tower and merging is on: what the question does not ask for is dropped, not merged."""
@@ -111,16 +113,17 @@ class ATP(Method):
 
     def ease(self, scores: Tensor) -> Tensor:
         """Return what is added to a patch's likeness: salient ones go later."""
-        return -self.protect * scores.clamp(min=1e-3).log()
+        return -self.protect * scores.clamp(min=FAINT).log()
 
     def measure(self, scores: Tensor, tokens: Tokens) -> Tensor | None:
-        """Return what merging a patch would cost: distance to the nearest of the other half, more where salient; 3 = stays."""
+        """Return what merging a patch would cost: distance to the nearest of the other half, more where salient, at least 0."""
         if not self.merges(tokens.stack):
             return None
         odd = tokens.alive & (rank(tokens.alive) % 2 == 1)
         even_ones = (tokens.alive & ~odd).unsqueeze(1)
         best: Tensor = tokens.key_likeness.masked_fill(~even_ones, -1.0).amax(2)
-        return torch.where(odd, (1 - best - self.ease(scores)).clamp(0, 3), 3.0)
+        floor = -self.protect * math.log(FAINT)  # so that no cost is negative
+        return torch.where(odd, (1 - best).clamp(min=0) - self.ease(scores) + floor, 3 + 4 * floor)
 
     def groups(self, keep: Tensor, scores: Tensor, tokens: Tokens) -> tuple[Tensor, Tensor]:
         """Return for each patch `[B, N]` the survivor it goes into, and how many it stands for (0 where dead)."""
@@ -129,11 +132,15 @@ class ATP(Method):
         return into, size.masked_fill(~tokens.alive, 0.0)
 
     def fuse(self, hidden: Tensor, keep: Tensor, scores: Tensor, tokens: Tokens) -> Tensor:
-        """Average every group of patches, weighted by sizes."""
+        """Average every group of patches, weighted by sizes; in the language model nothing merges."""
+        if not self.merges(tokens.stack):
+            return hidden
         return average(hidden, keep, *self.groups(keep, scores, tokens))[0]
 
-    def sizes(self, keep: Tensor, scores: Tensor, tokens: Tokens) -> Tensor:
+    def sizes(self, keep: Tensor, scores: Tensor, tokens: Tokens) -> Tensor | None:
         """Return how many patches each survivor stands for."""
+        if not self.merges(tokens.stack):
+            return None
         into, weight = self.groups(keep, scores, tokens)
         return torch.zeros_like(weight).scatter_add(1, into, weight)
 

@@ -126,7 +126,7 @@ def test_it_is_loaded_and_refused_for_another_model(
         for weight in model.parameters():
             weight.add_(0.5)
     with pytest.raises(
-        InvalidPlan, match=r"another model: this one has the same sizes but other weights .*atp calibrate --model"
+        InvalidPlan, match=r"another model: this one has the same sizes but other weights; .*atp calibrate --model"
     ):
         atp.prune(model.float(), calibration=path).__enter__()
 

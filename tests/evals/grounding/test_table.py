@@ -46,7 +46,7 @@ def test_the_towers_attention_is_what_evit_keeps_first(told: dict[str, Any]) -> 
     for name in MEASURES[:3]:
         assert first[name]["method"] == first[name]["attention"]
     assert row["deletion"]["merged"] is not None
-    assert told["methods"]["atp"]["deletion"]["merged"] is None
+    assert told["methods"]["random"]["deletion"]["merged"] is None
 
 
 def test_random_shares_nothing_with_skill(told: dict[str, Any]) -> None:
