@@ -1,17 +1,21 @@
 """Write a shipped model's `atp_calibration.json` beside its weights: `python zoo/calibrate.py [--model atp-mini-blip2]`.
 
-Three budgets, from scenes never trained on. `adaptive_calibration.json` has thresholds, the default mean counts.
+The sites are those that `zoo/tune.py` chose; counts are solved for the budgets. `adaptive_calibration.json` has thresholds that spend
+the same on average over scenes never trained on.
 """
 
 from __future__ import annotations
 
 import argparse
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from atp.adapters import adapt
+from atp.budget.calibration import Calibration, fingerprint
+from atp.budget.solve import solve
 from atp.evals.calibrating import calibrate_model
 from atp.evals.items import scene_items
+from atp.evals.runner import workload_of
 from atp.loading import DEFAULT, load, resolve
 from atp.plan import Site
 
@@ -42,29 +46,43 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--sites", help="instead of those chosen, e.g. 'vision:2 language:2'")
     parser.add_argument("--balance", type=float, help="instead of the one chosen")
     parser.add_argument("--questions", type=int, default=QUESTIONS)
+    parser.add_argument("--fixed-only", action="store_true", help="no thresholds: they take minutes")
     args = parser.parse_args(arguments)
     model, processor = load(args.model)
     chosen = CHOSEN[model.config.model_type]
+    sites = tuple(map(Site.parse, (args.sites or chosen.sites).split()))
+    balance = chosen.balance if args.balance is None else args.balance
+    folder, shape = Path(resolve(args.model)), adapt(model).shape
     items = list(scene_items(args.questions, "train", FIRST, per_scene=1))  # thresholds of the tower want many images
+    told = f"questions about generated scenes, split train, seeds from {FIRST}"
+    workload = workload_of(model, processor, items)
+    plans = [solve(shape, b, "atp", workload, sites, balance=balance, options=chosen.options) for b in chosen.budgets]
+    mark = fingerprint(model.named_parameters())
+    fixed = Calibration(tuple(plans), mark, workload, len(items), f"solved for the length of {len(items)} {told}")
+    fixed.save(folder / "atp_calibration.json")
+    show(fixed)
+    if args.fixed_only:
+        return
     found = calibrate_model(
         model,
         processor,
         items,
-        adapt(model).shape,
+        shape,
         chosen.budgets,
-        sites=tuple(map(Site.parse, (args.sites or chosen.sites).split())),
-        balance=chosen.balance if args.balance is None else args.balance,
+        sites=sites,
+        balance=balance,
         options=chosen.options,
         batch=chosen.batch,
-        note=f"{args.questions} questions about generated scenes, split train, seeds from {FIRST}",
+        note=f"{len(items)} {told}",
     )
-    folder = Path(resolve(args.model))
     found.save(folder / "adaptive_calibration.json")
-    # what is used by default: the same mean counts for every input, which measured better (dev/LOG.md)
-    fixed = tuple(replace(p, steps=tuple(replace(s, threshold=None) for s in p.steps)) for p in found.plans)
-    replace(found, plans=fixed, note=f"{found.note}; mean counts, the same for every input").save(folder / "atp_calibration.json")
-    for plan in found.plans:
-        print(plan.budget, [(str(s.site), round(s.keep, 3), round(s.threshold or 0, 3)) for s in plan.steps])
+    show(found)
+
+
+def show(table: Calibration) -> None:
+    """Print what each budget keeps, and from which threshold on."""
+    for plan in table.plans:
+        print(plan.budget, [(str(s.site), round(s.keep, 3), round(s.threshold or 0, 3)) for s in plan.steps], flush=True)
 
 
 if __name__ == "__main__":
