@@ -1,7 +1,7 @@
 """Write a shipped model's `atp_calibration.json` beside its weights: `python zoo/calibrate.py [--model atp-mini-blip2]`.
 
-The sites are those that `zoo/tune.py` chose; counts are solved for the budgets. `adaptive_calibration.json` has thresholds that spend
-the same on average over scenes never trained on.
+The sites are those that `zoo/tune.py` chose; counts are solved for the budgets. `adaptive_calibration.json` has thresholds that
+spend the same on average over scenes never trained on.
 """
 
 from __future__ import annotations
