@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 
-from atp.fusion import density_peaks, distances, merge_nearest, nearest_centre
+from atp.fusion import density_peaks, distances, halve, match, matching_flops, merge_nearest, nearest_centre
 from atp.subset import build
 
 
@@ -50,3 +51,54 @@ def test_distances_are_those_of_torch_and_invalid_points_are_no_centres() -> Non
     assert not (centres & ~valid).any()
     alone = density_peaks(apart[:1, :7, :7], valid[:1, :7], torch.tensor([7]))
     assert torch.equal(alone[0], centres[0, :7])
+
+
+def paired(unit: torch.Tensor, alive: list[int], count: int, ease: list[float], window: int) -> tuple[list[int], dict[int, int]]:
+    """Who stays, and who went where: rounds over one row, in plain loops."""
+    into = {i: i for i in alive}
+    while len(alive) > count:
+        even, odd = alive[0::2], alive[1::2]
+        best = {}
+        for rank, i in enumerate(odd):
+            near = even[rank // window * window :][:window]
+            best[i] = max(near, key=lambda j: float(unit[i] @ unit[j]))
+        goes = sorted(odd, key=lambda i: -(float(unit[i] @ unit[best[i]]) + ease[i]))[: len(alive) - count]
+        into = {i: best.get(to, to) if to in goes else to for i, to in into.items()}
+        alive = [i for i in alive if i not in goes]
+    return alive, into
+
+
+@pytest.mark.parametrize("window", [None, 2, 4])
+@pytest.mark.parametrize("counts", [(9, 7), (5, 5), (1, 2)])
+def test_matching_is_that_of_plain_loops(counts: tuple[int, int], window: int | None) -> None:
+    torch.manual_seed(1)
+    unit = torch.nn.functional.normalize(torch.randn(2, 17, 4, dtype=torch.float64), dim=-1)
+    alive, ease = torch.ones(2, 17, dtype=torch.bool), torch.rand(2, 17, dtype=torch.float64)
+    alive[0, [0, 3, 4, 11]] = alive[1, [1, 2, 16, 9, 10]] = False
+    for known in ((None, None, None), (None, 13, None), (4, 13, None), (4, 13, max(counts))):
+        made = match(unit, alive, torch.tensor(counts), ease, *known, window)
+        for row in range(2):
+            there = alive[row].nonzero().flatten().tolist()
+            stay, into = paired(unit[row], there, counts[row], ease[row].tolist(), window or 17)
+            assert made.keep[row].nonzero().flatten().tolist() == stay
+            assert {i: int(made.into[row, i]) for i in there} == into
+
+
+def test_halves_tell_the_nearest_of_the_other_half() -> None:
+    torch.manual_seed(2)
+    unit = torch.nn.functional.normalize(torch.randn(1, 9, 3, dtype=torch.float64), dim=-1)
+    alive = torch.tensor([[1, 1, 0, 1, 1, 1, 1, 0, 1]], dtype=torch.bool)
+    halves = halve(unit, alive, live=7)
+    even, odd = [0, 3, 5, 8], [1, 4, 6]
+    likeness = unit[0] @ unit[0].T
+    assert halves.odd.tolist() == [odd] and halves.even.tolist() == [even]
+    torch.testing.assert_close(halves.best[0], likeness[odd][:, even].amax(1))
+    torch.testing.assert_close(halves.found[0], likeness[odd][:, even].amax(0))
+    assert halves.partner[0].tolist() == [even[i] for i in likeness[odd][:, even].argmax(1).tolist()]
+
+
+def test_work_of_matching() -> None:
+    """10 -> 5 -> 3: 5 x 5 products, then 2 x 3; a window of 2 compares with 2 each."""
+    assert matching_flops(10, 3, 1) == 2 * (5 * 5 + 2 * 3)
+    assert matching_flops(10, 3, 4, window=2) == 2 * 4 * (5 * 2 + 2 * 2)
+    assert matching_flops(10, 10, 4) == 0

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from atp.budget.cost import Workload as Workload
     from atp.budget.solve import solve as solve
     from atp.engine import prune as prune
+    from atp.engine import workload_of as workload_of
     from atp.errors import AtpError as AtpError
     from atp.images import load_image as load_image
     from atp.loading import build_inputs as build_inputs
@@ -47,6 +48,7 @@ _WHERE = {
     "prune": "engine",
     "register": "methods",
     "solve": "budget.solve",
+    "workload_of": "engine",
 }
 __all__ = sorted(_WHERE)
 

@@ -94,11 +94,17 @@ def workload(shape: ModelShape, processor: Any, inputs: dict[str, Tensor], answe
         inputs: from `build_inputs`.
         answer: tokens generated.
     """
+    said = text_places(shape, processor, inputs)
+    visual = 0 if shape.cross is not None else int((inputs["input_ids"] == _image_id(processor)).sum())
+    images = max(1, round(visual / len(said) / shape.visual))
+    return Workload(images=images, text=round(int(said.sum()) / len(said)), answer=max(1, answer))
+
+
+def text_places(shape: ModelShape, processor: Any, inputs: dict[str, Tensor]) -> Tensor:
+    """Return `[B, L]` bool, True where a prompt has text."""
     ids = inputs["input_ids"]
-    live = inputs["attention_mask"].sum() if "attention_mask" in inputs else ids.new_tensor(ids.numel())
-    visual = 0 if shape.cross is not None else int((ids == _image_id(processor)).sum())
-    images = max(1, round(visual / len(ids) / shape.visual))
-    return Workload(images=images, text=max(0, round((int(live) - visual) / len(ids))), answer=max(1, answer))
+    live = inputs["attention_mask"].bool() if "attention_mask" in inputs else torch.ones_like(ids, dtype=torch.bool)
+    return live if shape.cross is not None else live & (ids != _image_id(processor))
 
 
 def new_tokens(inputs: dict[str, Tensor], output: Tensor) -> Tensor:

@@ -5,12 +5,26 @@ Pure tensor code.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 
 from atp.subset import Subset, gather
 
-__all__ = ["average", "density_peaks", "distances", "gather", "match", "merge_nearest", "nearest_centre"]
+__all__ = [
+    "Halves",
+    "Matching",
+    "average",
+    "density_peaks",
+    "distances",
+    "gather",
+    "halve",
+    "match",
+    "matching_flops",
+    "merge_nearest",
+    "nearest_centre",
+]
 
 
 def merge_nearest(full: Tensor, subset: Subset, dropped: Tensor) -> Tensor:
@@ -38,38 +52,121 @@ def merge_nearest(full: Tensor, subset: Subset, dropped: Tensor) -> Tensor:
     return (kept + share.transpose(1, 2) @ full) / (1 + share.sum(1).unsqueeze(-1))
 
 
+@dataclass(frozen=True)
+class Halves:
+    """The live tokens of each row dealt into two halves by rank, and the nearest even one of each odd one.
+
+    Attributes:
+        odd: `[B, O]` int64, the tokens of odd rank, dead ones behind.
+        there: `[B, O]` bool, which of them are alive.
+        best: `[B, O]`, cosine to the nearest live token of even rank.
+        partner: `[B, O]` int64, that token.
+        even: `[B, E]` int64, the tokens of even rank, dead ones behind.
+        found: `[B, E]`, cosine of an even token to its nearest odd one.
+    """
+
+    odd: Tensor
+    there: Tensor
+    best: Tensor
+    partner: Tensor
+    even: Tensor
+    found: Tensor
+
+
+def halve(unit: Tensor, alive: Tensor, live: int | None = None, window: int | None = None) -> Halves:
+    """Deal the live tokens into halves and compare the halves: a quarter of the products of all with all.
+
+    Args:
+        unit: `[B, N, D]` of length 1.
+        alive: `[B, N]` bool.
+        live: at least the most that are alive in a row, known on the host; None = N.
+        window: compare an odd token with so many even ones only, those in its own stretch of the order; None = with all.
+    """
+    order = torch.sort(alive.to(torch.uint8), dim=1, descending=True, stable=True).indices[:, :live]
+    there, states = alive.gather(1, order), unit.gather(1, order.unsqueeze(-1).expand(-1, -1, unit.shape[-1]))
+    even, odd = order[:, 0::2], order[:, 1::2]
+    batch, evens, odds = len(alive), even.shape[1], odd.shape[1]
+    width = evens if window is None or evens <= window else window
+    stretches = -(-evens // max(width, 1))
+
+    def stretch(part: Tensor) -> Tensor:
+        """`[B, E or O, ...]` -> `[B * stretches, width, ...]`, padded with zeros."""
+        padding = [0, 0] * (part.dim() - 2) + [0, stretches * width - part.shape[1]]
+        return torch.nn.functional.pad(part, padding).reshape(batch * stretches, width, *part.shape[2:])
+
+    likeness = stretch(states[:, 1::2]) @ stretch(states[:, 0::2]).transpose(1, 2)
+    masked = likeness.masked_fill(~stretch(there[:, 0::2]).unsqueeze(1), -2.0)
+    best, at = masked.max(2)
+    offset = torch.arange(stretches, device=alive.device).repeat(batch).unsqueeze(1) * width
+    found = likeness.masked_fill(~stretch(there[:, 1::2]).unsqueeze(2), -2.0).amax(1)
+    at = (at + offset).view(batch, -1)[:, :odds]
+    return Halves(odd, there[:, 1::2], best.view(batch, -1)[:, :odds], even.gather(1, at), even, found.view(batch, -1)[:, :evens])
+
+
+@dataclass(frozen=True)
+class Matching:
+    """Who stays `[B, N]` bool, and for each token `[B, N]` the survivor that it went into."""
+
+    keep: Tensor
+    into: Tensor
+
+
 def match(
-    likeness: Tensor, alive: Tensor, counts: Tensor, ease: Tensor | None = None, rounds: int | None = None
-) -> tuple[Tensor, Tensor]:
+    unit: Tensor,
+    alive: Tensor,
+    counts: Tensor,
+    ease: Tensor | None = None,
+    rounds: int | None = None,
+    live: int | None = None,
+    wanted: int | None = None,
+    window: int | None = None,
+    first: Halves | None = None,
+) -> Matching:
     """Merge pairs until each row has `counts` tokens left (bipartite soft matching: Bolya et al., ICLR 2023, section 3).
 
     In a round the live tokens of odd rank each find the most similar one of even rank; the most similar pairs merge into the
     latter. At most half leaves in a round, so some counts take several.
 
     Args:
-        likeness: `[B, N, N]`.
+        unit: `[B, N, D]` of length 1, what tokens are compared by.
         alive: `[B, N]` bool.
         counts: `[B]`, at least 1.
         ease: `[B, N]`, added to a token's likeness when pairs are ranked: who should go first; None = 0.
         rounds: how many it takes (`Tokens.rounds`), so that nobody has to wait for the device to tell; None = ask it.
-
-    Returns:
-        survivors `[B, N]` bool, and for each token `[B, N]` the survivor that it went into.
+        live, window: as for `halve`.
+        wanted: the largest of the counts, known on the host; None = not known.
+        first: `halve` of these tokens, where it is known already.
     """
     place = torch.arange(alive.shape[1], device=alive.device)
     into, now = place.expand_as(alive), alive
     done = 0
-    while int((now.sum(1) - counts).amax()) > 0 if rounds is None else done < rounds:
+    while True:
+        if rounds is None:
+            left = now.sum(1)
+            over, live = torch.stack([(left - counts).amax(), left.amax()]).tolist()
+        if (over <= 0) if rounds is None else (done == rounds):
+            break
+        halves = first if first is not None and done == 0 else halve(unit, now, live, window)
         done += 1
-        odd = now & ((now.cumsum(1) - 1) % 2 == 1)
-        best, partner = likeness.masked_fill(~(now & ~odd).unsqueeze(1), -2.0).max(2)
-        value = (best if ease is None else best + ease).masked_fill(~odd, -torch.inf)
-        order = value.sort(dim=1, descending=True, stable=True).indices
-        most = torch.minimum(now.sum(1) - counts, odd.sum(1)).clamp(min=0).unsqueeze(1)
-        gone = torch.zeros_like(odd).scatter(1, order, place.expand_as(order) < most)
-        into = torch.where(gone, partner, place).gather(1, into)
-        now = now & ~gone
-    return now, into
+        value = halves.best if ease is None else halves.best + ease.gather(1, halves.odd)
+        order = value.masked_fill(~halves.there, -torch.inf).sort(dim=1, descending=True, stable=True).indices
+        most = torch.minimum(now.sum(1) - counts, halves.there.sum(1)).clamp(min=0).unsqueeze(1)
+        goes = torch.zeros_like(halves.there).scatter(1, order, place[: order.shape[1]].expand_as(order) < most)
+        step = place.expand_as(alive).scatter(1, halves.odd, torch.where(goes, halves.partner, halves.odd))
+        into, now = step.gather(1, into), now & (step == place)
+        if live is not None and wanted is not None:
+            live = max(live - live // 2, wanted)
+    return Matching(now, into)
+
+
+def matching_flops(alive: int, kept: int, width: int, window: int | None = None) -> float:
+    """FLOPs of `match` for one row, from `alive` to `kept` tokens: the products of the halves, round by round."""
+    spent = 0.0
+    while alive > max(kept, 1):
+        odds, evens = alive // 2, alive - alive // 2
+        spent += 2.0 * odds * (evens if window is None else min(evens, window)) * width
+        alive -= odds
+    return spent
 
 
 def average(hidden: Tensor, keep: Tensor, into: Tensor, size: Tensor) -> tuple[Tensor, Tensor]:

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from atp.fusion import Halves, Matching, halve, match
 from atp.tracing import lazy
 
 RATERS = ("question", "last", "class", "visual")
@@ -89,6 +90,9 @@ class Tokens:
         ids: `[B, N]` token ids, where the kind is text.
         rounds: how often the row that loses most must halve to reach its count, for methods that merge in rounds; None = not
             known on the host, as the counts depend on the input.
+        live: the most that are alive in any row, known on the host; None = N.
+        wanted: the most that any row is to keep, as far as `rounds` is known.
+        notes: what a method leaves here for itself, between the calls at one site.
     """
 
     stack: str
@@ -104,6 +108,9 @@ class Tokens:
     sizes: Tensor | None = None
     ids: Tensor | None = None
     rounds: int | None = None
+    live: int | None = None
+    wanted: int | None = None
+    notes: dict[str, Any] = field(default_factory=dict, repr=False, compare=False, init=False)
     _hidden: Callable[[], Tensor] | None = field(default=None, repr=False)
     _keys: Callable[[], Tensor] | None = field(default=None, repr=False)
     _embeddings: Callable[[], Tensor] | None = field(default=None, repr=False)
@@ -130,11 +137,33 @@ class Tokens:
         return self._keys()
 
     @lazy
+    def unit_keys(self) -> Tensor:
+        """The keys' means over the heads, of length 1, `[B, N, d]` in float32, or float64 for double inputs."""
+        wide = torch.promote_types(self.keys.dtype, torch.float32)
+        return torch.nn.functional.normalize(self.keys.to(wide).mean(2), dim=-1)
+
+    @lazy
     def key_likeness(self) -> Tensor:
         """Cosine similarity of the keys' means over the heads, `[B, N, N]` in float32, or float64 for double inputs."""
-        wide = torch.promote_types(self.keys.dtype, torch.float32)
-        unit = torch.nn.functional.normalize(self.keys.to(wide).mean(2), dim=-1)
+        unit: Tensor = self.unit_keys
         return unit @ unit.transpose(1, 2)
+
+    def halves(self, window: int | None = None) -> Halves:
+        """Compare the live tokens' keys half with half (`fusion.halve`), once a site."""
+        if "halves" not in self.notes:
+            self.notes["halves"] = halve(self.unit_keys, self.alive, self.live, window)
+        made: Halves = self.notes["halves"]
+        return made
+
+    def matched(self, counts: Tensor, ease: Tensor | None = None, window: int | None = None) -> Matching:
+        """Merge the live tokens by their keys down to `counts` (`fusion.match`)."""
+        known = (self.rounds, self.live, self.wanted)
+        return match(self.unit_keys, self.alive, counts, ease, *known, window, self.halves(window))
+
+    def groups(self, matching: Matching) -> tuple[Tensor, Tensor]:
+        """Return for each token `[B, N]` the survivor it goes into, and how many it stands for now (0 where dead)."""
+        size = torch.ones_like(matching.keep, dtype=torch.float32) if self.sizes is None else self.sizes
+        return matching.into, size.masked_fill(~self.alive, 0.0)
 
     @lazy
     def embeddings(self) -> Tensor:

@@ -14,7 +14,7 @@ from atp.adapters import adapt
 from atp.methods.base import METHODS, Method, received
 from atp.methods.evit import EViT
 from atp.methods.prumerge import PruMerge, neighbours, outliers
-from atp.methods.tome import ToMe, match
+from atp.methods.tome import ToMe
 from atp.methods.visionzip import VisionZip
 from atp.methods.vispruner import VisPruner
 from atp.plan import Site
@@ -148,9 +148,9 @@ def test_tome_weighs_by_size_and_merges_on_in_rounds() -> None:
 def test_tome_halves_at_most_in_one_round() -> None:
     """As many as possible leave 99 of 197, the class token included (the authors' code)."""
     made = tower()
-    keep, into = match(made.key_likeness, made.alive, torch.tensor([98, 98]))
-    assert kept(keep, 0) == list(range(0, 196, 2))
-    assert bool(keep.gather(1, into).all())
+    matching = made.matched(torch.tensor([98, 98]))
+    assert kept(matching.keep, 0) == list(range(0, 196, 2))
+    assert bool(matching.keep.gather(1, matching.into).all())
 
 
 def test_outliers_are_those_above_the_upper_fence() -> None:

@@ -15,6 +15,8 @@ from dataclasses import dataclass
 from atp.budget.layers import attention_flops, language_flops, layer_flops, stored_rows
 from atp.budget.shape import ModelShape
 from atp.budget.sites import check_sites as check_sites
+from atp.budget.workload import TAIL as TAIL
+from atp.budget.workload import Workload as Workload
 from atp.errors import InvalidPlan
 from atp.plan import Plan, Site, Step
 
@@ -23,32 +25,6 @@ VISUAL_RATERS = 32
 
 QUESTION_RATERS = 64
 """At most so many tokens of the question rate the visual ones."""
-
-TAIL = 32
-"""Last text tokens of a prompt that stay where others leave; chosen to hold question, instruction and the template's end."""
-
-
-@dataclass(frozen=True)
-class Workload:
-    """What one prompt asks for.
-
-    Attributes:
-        images: images of the prompt.
-        text: prompt tokens that are not visual.
-        answer: generated tokens; the first comes from the prefill, so there are `answer - 1` decode steps.
-    """
-
-    images: int = 1
-    text: int = 32
-    answer: int = 3
-
-    def __post_init__(self) -> None:
-        for name, least in (("images", 0), ("text", 0), ("answer", 1)):
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int) or value < least:
-                raise InvalidPlan(
-                    f"a workload's {name} is a whole number >= {least}, got {value!r}; e.g. Workload(images=1, text=32, answer=3)"
-                )
 
 
 @dataclass(frozen=True)
@@ -234,13 +210,22 @@ def selection_flops(
     lengths = lengths_of(shape, workload, plan) if lengths is None else lengths
     total = 0.0
     for step in plan.steps:
-        if step.site.stack == "pixels" or step.site.layer == 0:
+        if step.site.stack == "pixels" or step.site.layer == 0 or text_only(step, workload, lengths):
             continue
         tower = step.site.stack == "vision"
         stack, ran = (shape.vision, lengths.vision) if tower else (shape.language, lengths.language)
         rows = raters.get(step.site.stack, 0.0) * (workload.images if tower else 1)
         total += 2.0 * rows * ran[step.site.layer - 1] * stack.heads * stack.head_dim
     return total
+
+
+def text_only(step: Step, workload: Workload, lengths: Lengths) -> bool:
+    """Whether text leaves at a step, but no visual token, so that none is scored."""
+    layer, texts = step.site.layer, lengths.texts(workload)
+    if step.text == 1 or step.adaptive or layer == 0:
+        return False
+    visual = [lengths.language[at] - texts[at] for at in (layer - 1, layer)]
+    return abs(visual[0] - visual[1]) < 0.5
 
 
 def equivalent_tokens(lengths: Lengths, workload: Workload) -> float:
@@ -269,12 +254,10 @@ def _walk(
 
 
 def _texts(plan: Plan, workload: Workload, layers: int) -> tuple[float, ...]:
-    """Text tokens at each language layer; of the protected ones the last are expected."""
+    """Text tokens at each language layer."""
     alive, found = float(workload.text), []
     for layer in range(layers):
-        step = plan.at("language", layer)
-        if step is not None and step.text < 1:
-            alive = min(alive, float(max(whole(step.text, workload.text), min(TAIL, workload.text))))
+        alive = workload.text_after(plan.at("language", layer), alive)
         found.append(alive)
     return tuple(found)
 

@@ -10,7 +10,7 @@ everything, so the lowest reachable budget is the same. The language model start
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -20,11 +20,12 @@ from atp.budget.cost import Workload, check_sites, rater_count, visual_after, wh
 from atp.budget.price import Clock, Prices
 from atp.budget.price import More as More
 from atp.budget.shape import ModelShape
+from atp.budget.sites import DEPTHS as DEPTHS
+from atp.budget.sites import default_sites as default_sites
+from atp.budget.sites import ordered, spelled, text_site
+from atp.budget.sites import workable as workable
 from atp.errors import InvalidPlan, UnreachableBudget
-from atp.plan import STACKS, Plan, Site, Step
-
-DEPTHS = (1 / 3, 2 / 3)
-"""Where sites lie by default, as shares of a stack's depth."""
+from atp.plan import Plan, Site, Step
 
 BALANCE = 0.5
 """Default share of the saving that is asked of the tower."""
@@ -41,34 +42,6 @@ RATERS: Mapping[str, Mapping[str, tuple[str, ...]]] = {
 _SLACK = 1e-9
 
 
-def default_sites(shape: ModelShape, method: str = "atp", depths: Sequence[float] = DEPTHS) -> tuple[Site, ...]:
-    """Sites at which a method prunes unless told otherwise.
-
-    `fastv` has language:2 and `resize` pixels:0; all others have sites at `depths` of both stacks, never at layer 0, where
-    no layer has yet computed the rows that scores need.
-    """
-    if method == "resize":
-        return (Site("pixels", 0),)
-    if method == "fastv":
-        return workable(shape, (Site("language", min(2, shape.language.layers - 1)),))
-    sites = {
-        Site(name, max(1, round(depth * layers)))
-        for name, layers in (("vision", shape.vision.layers), ("language", shape.language.layers))
-        for depth in depths
-        if layers > 1 and round(depth * layers) < layers
-    }
-    return workable(shape, sites)
-
-
-def workable(shape: ModelShape, sites: Iterable[Site]) -> tuple[Site, ...]:
-    """Move sites behind the first layer that looks at visual tokens across, but not behind the last; others stay."""
-    if shape.cross is None:
-        return _ordered(sites)
-    first, last = shape.cross.places[0] + 1, shape.cross.places[-1]
-    moved = (Site("language", min(max(site.layer, first), last)) if site.stack == "language" else site for site in sites)
-    return _ordered(site for site in moved if site.stack != "language" or first <= last)
-
-
 def solve(
     shape: ModelShape,
     budget: Amount,
@@ -82,6 +55,7 @@ def solve(
     more: More | None = None,
     value_bytes: int = 2,
     clock: Clock | None = None,
+    text: float = 1.0,
 ) -> Plan:
     """Find the fixed plan whose cost comes nearest to `budget` from below: FLOPs, selection included, or another amount.
 
@@ -97,10 +71,12 @@ def solve(
         more: FLOPs of choosing under a plan and its lengths besides those rows; None = none.
         value_bytes: of one number in the cache, for a budget in bytes.
         clock: of the device, for a budget in milliseconds.
+        text: share of the workload's text tokens that stay from the first site of the language model on. What they save is
+            spent on visual tokens; a budget that leaves room for all of these is not used up.
 
     Returns:
         A plan of whole tokens, `plan.budget` its share of the FLOPs. At budget 1, or any amount that everything fits into, it
-        has no steps.
+        has no steps but that of the text.
 
     Raises:
         UnreachableBudget: a budget lower than these sites can reach; it carries the lowest.
@@ -111,13 +87,16 @@ def solve(
     """
     amount = Budget.parse(budget)
     check_share("balance", balance)
+    check_share("text", text)
     workload = workload or Workload()
-    sites = default_sites(shape, method) if sites is None else _ordered(sites)
+    sites = default_sites(shape, method) if sites is None else ordered(sites)
     check_sites(shape, sites)
     if raters is None:
         raters = {stack: rater_count(names, shape, workload, stack) for stack, names in RATERS.get(method, RATERS["atp"]).items()}
     prices = Prices(shape, workload, raters, more, value_bytes, clock)
     empty = Plan(method, (), dict(options or {}), amount.value if amount.unit == "share" else 1.0)
+    if text < 1:
+        empty = replace(empty, steps=spelled((), text_site(shape, method, sites), text))
     if prices.of(empty, amount.unit) <= amount.value:
         return empty
     if amount.unit in ("tokens", "bytes") and shape.connects == "keys":  # what leaves the tower does not spare any of them
@@ -247,6 +226,8 @@ class _Family:
             if kept < alive:
                 steps.append(Step(site, kept / self.started(site)))
             alive = kept
+        for step in self.empty.steps:  # the text's
+            steps = list(spelled(steps, step.site, step.text))
         return replace(self.empty, steps=tuple(steps))
 
     def unreachable(self, least: Plan) -> UnreachableBudget:
@@ -257,15 +238,15 @@ class _Family:
         shown = f"{lowest.value:.2f}" if lowest.unit == "share" else str(lowest)
         where = ", ".join(map(str, self.sites)) or "none"
         told = f"images={work.images}, text={work.text}, answer={work.answer}"
+        for step in self.empty.steps:
+            told += f"; text={step.text:g} keeps {work.text_after(step, work.text):g} of {work.text} text tokens"
+            if work.text_after(step, work.text) > work.stays:
+                fix += f", or a smaller share of the text, down to text={work.stays / work.text:.2g}"
         return UnreachableBudget(
             f"budget {self.amount} cannot be reached by method {self.empty.method!r} at the sites {where} ({told}): "
             f"the lowest reachable is {shown}; use budget={shown} {fix}",
             lowest.value,
         )
-
-
-def _ordered(sites: Iterable[Site]) -> tuple[Site, ...]:
-    return tuple(sorted(set(sites), key=lambda site: (STACKS.index(site.stack), site.layer)))
 
 
 def _bisect(good: Callable[[float], bool], high: float) -> float:

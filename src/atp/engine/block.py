@@ -13,7 +13,6 @@ from torch import Tensor, nn
 
 from atp.adapters import adapt
 from atp.adapters.base import Adapter, Args, Kwargs, StackView
-from atp.adapters.meaning import meaning_ids
 from atp.budget.amount import Amount
 from atp.budget.cost import TAIL, Workload
 from atp.engine.checking import FirstCall
@@ -24,8 +23,8 @@ from atp.engine.run import Run
 from atp.engine.standing import Standing
 from atp.engine.tables import Table
 from atp.engine.tiles import TiledRun, with_tiles
-from atp.engine.words import Guard, with_text
-from atp.errors import AlreadyPruned, InvalidPlan, NothingPruned
+from atp.engine.words import expected, guard_of, with_text
+from atp.errors import AlreadyPruned, NothingPruned
 from atp.methods.base import checked
 from atp.plan import Plan
 
@@ -74,7 +73,7 @@ def prune(
             language model again on the conversation and choose by the new question; the report says what that took.
         record_all_scores: score also at sites where nothing leaves (for calibration).
         template_ids: more such ids.
-        workload: `Workload` to solve the plan for.
+        workload: `Workload` to solve the plan for. A budget with `text` needs it: `atp.workload_of(model, processor, inputs)`.
         adapter: "generic" to try a model type that has no adapter; it compares itself with the unhooked model first.
         method_options: fields of the method, e.g. `alpha=0.7`.
 
@@ -91,11 +90,11 @@ def prune(
         ...     out = model.generate(**inputs)
         >>> print(run.report())
     """
-    sources = (budget, method, plan, calibration, workload, method_options)
-    run = _prepare(adapt(model, adapter), *sources, text, second_turn, tiles)
-    if isinstance(text_tail, bool) or not isinstance(text_tail, int) or text_tail < 1:
-        raise InvalidPlan(f"text_tail is a whole number >= 1, got {text_tail!r}; e.g. text_tail={TAIL}")
-    run.guard = lambda: Guard(text_tail, run.adapter.template_ids(None) | meaning_ids(processor), processor is not None)
+    adapted = adapt(model, adapter)
+    guard = guard_of(adapted, processor, text_tail)
+    work = expected(adapted, workload, plan is not None or calibration is not None, text, text_tail)
+    run = _prepare(adapted, budget, method, plan, calibration, work, method_options, text, second_turn, tiles)
+    run.guard = lambda: guard
     run.chooser.score_all = record_all_scores
     run.chooser.template = run.adapter.template_ids(processor) | (template_ids or frozenset())
     handles: list[Any] = []

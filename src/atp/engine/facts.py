@@ -80,6 +80,8 @@ class Facts:
             carried=census.carried,
             sizes=census.sizes,
             rounds=None if counts is None else halvings(census.counts, counts),
+            live=max(census.counts, default=0),
+            wanted=None if counts is None else max(counts, default=0),
             _hidden=lambda: place.patches().mean(2),
             _keys=(lambda: keys(place)) if "keys" in reads else None,
             _embeddings=(lambda: embeddings(place)) if "embeddings" in reads else None,

@@ -13,7 +13,7 @@ from atp.adapters.base import Adapter, CrossView, StackView
 from atp.budget.amount import Amount, Budget
 from atp.budget.calibration import fingerprint
 from atp.budget.certificate import Certificate
-from atp.budget.cost import TAIL, Lengths, Workload, check_sites, rater_count, selection_flops
+from atp.budget.cost import TAIL, Lengths, Workload, check_sites, rater_count, selection_flops, text_only
 from atp.budget.price import More, Prices
 from atp.budget.solve import default_sites, solve, workable
 from atp.engine import tables
@@ -73,12 +73,13 @@ def decide(
         return Plan(name, (), dict(options)), built
     amount = Budget.parse(BUDGET if budget is None else budget)
     workload = workload or Workload(images=adapter.tiles)
+    share = 1.0 if text is None or adapter.shape.cross is not None else text  # across, text does not leave: refused later
     prices = prices_of(adapter, built, workload, amount, options)
-    if table is None and name == METHOD and not options:
+    if table is None and name == METHOD and not options and share == 1:
         table = tables.own_calibration(adapter, amount, prices, METHOD)
     if table is not None:
         return with_options(tables.calibrated(adapter, table, amount, prices), method, options)
-    return _solved(adapter, built, amount, prices, options), built
+    return _solved(adapter, built, amount, prices, options, share), built
 
 
 def prices_of(adapter: Adapter, built: Method, workload: Workload, amount: Budget, options: Mapping[str, Any]) -> Prices:
@@ -104,7 +105,9 @@ def prices_of(adapter: Adapter, built: Method, workload: Workload, amount: Budge
     return dataclasses.replace(prices, clock=clock(adapter, built.name, plans, timed.flops))
 
 
-def _solved(adapter: Adapter, built: Method, amount: Budget, prices: Prices, options: Mapping[str, Any]) -> Plan:
+def _solved(
+    adapter: Adapter, built: Method, amount: Budget, prices: Prices, options: Mapping[str, Any], text: float = 1.0
+) -> Plan:
     """Solve for a budget at the method's sites."""
     shape, sites = adapter.shape, built.default_sites(adapter.shape)
     if sites is None:
@@ -124,6 +127,7 @@ def _solved(adapter: Adapter, built: Method, amount: Budget, prices: Prices, opt
         options=dict(options),
         value_bytes=prices.value_bytes,
         clock=prices.clock,
+        text=text,
     )
 
 
@@ -167,11 +171,13 @@ def own_flops(adapter: Adapter, method: Method, workload: Workload) -> More:
         if end is not None and plan.steps:
             total += selection_flops(shape, workload, Plan(plan.method, (Step(end, 1.0),)), rows, lengths)
         for step in plan.steps:
-            if step.site.stack != "pixels":
+            if step.site.stack != "pixels" and not text_only(step, workload, lengths):
                 total += method_flops(adapter, method, workload, step, lengths, rows)
-            if step.text < 1:
+            layer, texts = step.site.layer, lengths.texts(workload)
+            if step.text < 1 and layer and texts[layer] < texts[layer - 1]:
                 raters = rater_count(method.text_raters, shape, dataclasses.replace(workload, text=min(TAIL, workload.text)))
-                total += selection_flops(shape, workload, Plan(plan.method, (step,)), {"language": raters}, lengths)
+                alone = Plan(plan.method, (Step(step.site, 1.0),))
+                total += selection_flops(shape, workload, alone, {"language": raters}, lengths)
         return total
 
     return count

@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import dataclasses
+import warnings
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from atp.adapters import adapt
 from atp.adapters.base import Adapter, CrossView, StackView
+from atp.adapters.meaning import meaning_ids
+from atp.asking import text_places, workload
 from atp.budget.amount import check_share
-from atp.budget.cost import TAIL, whole
-from atp.budget.solve import default_sites
+from atp.budget.cost import TAIL, Workload, whole
+from atp.budget.sites import spelled, text_site
 from atp.engine.attention import VISUAL_RATERS, Attention
 from atp.engine.census import Census, Words
 from atp.engine.facts import Place
@@ -36,6 +41,12 @@ class Guard:
     ids: frozenset[int] = frozenset()
     meant: bool = False
 
+    def meaning(self, ids: Tensor) -> Tensor:
+        """Tell which ids never leave, bool."""
+        if not self.ids:
+            return torch.zeros_like(ids, dtype=torch.bool)
+        return torch.isin(ids, torch.tensor(sorted(self.ids), device=ids.device))
+
     def words(self, census: Census) -> Words:
         """Take the text tokens of prompts; guesses of assisted decoding are none. One device sync."""
         ids = census.ids
@@ -46,11 +57,59 @@ class Guard:
         where = torch.sort((~live).to(torch.uint8), dim=1, stable=True).indices[:, : max(started)]
         alive, rank = live.gather(1, where), torch.arange(where.shape[1], device=ids.device)
         last = alive & (rank >= torch.tensor(started, device=ids.device).unsqueeze(1) - self.tail)
-        held = last | (rank == 0)
-        if self.ids:
-            held = held | torch.isin(ids.gather(1, where), torch.tensor(sorted(self.ids), device=ids.device))
+        held = last | (rank == 0) | self.meaning(ids.gather(1, where))
         held = held & alive
         return Words(where, alive, held, last, list(started), started, [int(n) for n in held.sum(1).tolist()])
+
+
+def guard_of(adapter: Adapter, processor: Any, tail: int) -> Guard:
+    """Return what guards the text of a model's prompts.
+
+    Raises:
+        InvalidPlan: `tail` is no whole number >= 1.
+    """
+    if isinstance(tail, bool) or not isinstance(tail, int) or tail < 1:
+        raise InvalidPlan(f"text_tail is a whole number >= 1, got {tail!r}; e.g. text_tail={TAIL}")
+    return Guard(tail, adapter.template_ids(None) | meaning_ids(processor), processor is not None)
+
+
+def workload_of(model: Any, processor: Any, inputs: Any, answer: int = 3, text_tail: int = TAIL) -> Workload:
+    """Describe the mean prompt of a batch, with the text that `atp.prune(model, text=..., processor=processor)` never lets leave.
+
+    Args:
+        model: a supported model.
+        processor: of the model.
+        inputs: what the model is called with, `input_ids [B, L]` and `attention_mask [B, L]`.
+        answer: tokens generated.
+        text_tail: as given to `prune`.
+
+    Returns:
+        What `atp.prune(model, budget=..., text=..., workload=...)` meets its budget for.
+
+    Example:
+        >>> work = atp.workload_of(model, processor, inputs)
+        >>> with atp.prune(model, budget=0.6, text=0.5, processor=processor, workload=work) as run:
+        ...     out = model.generate(**inputs)
+    """
+    adapter = adapt(model)
+    guard, said = guard_of(adapter, processor, text_tail), text_places(adapter.shape, processor, inputs)
+    rank = said.cumsum(1) - 1
+    held = said & ((rank == 0) | (rank >= said.sum(1, keepdim=True) - text_tail) | guard.meaning(inputs["input_ids"]))
+    return dataclasses.replace(workload(adapter.shape, processor, inputs, answer), protected=round(int(held.sum()) / len(held)))
+
+
+def expected(adapter: Adapter, work: Workload | None, plan_given: bool, text: Any, tail: int) -> Workload | None:
+    """Return the workload to solve for: where text leaves, with what `tail` protects. Warns where it is not known."""
+    if text is None or text == 1 or plan_given:
+        return work
+    if work is None:
+        warnings.warn(
+            f"text={text!r}: how much text prompts have is not known, so the budget is met for {Workload().text} tokens of it, of "
+            "which none leave; give workload=atp.workload_of(model, processor, inputs)",
+            stacklevel=5,
+        )
+    work = work or Workload(images=adapter.tiles)
+    return work if work.protected is not None else dataclasses.replace(work, protected=tail + 1)
 
 
 class WordAttention(Attention):
@@ -118,14 +177,11 @@ def with_text(adapter: Adapter, plan: Plan, method: Method, text: float | None) 
     if text is None:
         return plan
     check_share("text", text)
-    steps = list(plan.steps)
-    first = next((index for index, step in enumerate(steps) if step.site.stack == "language"), None)
-    if first is not None:
-        steps[first] = dataclasses.replace(steps[first], text=text)
-    elif text < 1:
-        sites = [site for site in default_sites(adapter.shape, method.name) if site.stack == "language"]
-        steps += [Step(site, 1.0, text=text) for site in sites[:1]]
-    return dataclasses.replace(plan, steps=tuple(steps))
+    known = [step.site for step in plan.steps]
+    site = text_site(adapter.shape, method.name, known)
+    if text == 1 and site not in known:
+        return plan
+    return dataclasses.replace(plan, steps=spelled(plan.steps, site, text))
 
 
 def check_kinds(method: Method, step: Step, view: StackView | None) -> None:

@@ -12,13 +12,14 @@ from torch import Tensor
 
 from atp.budget.shape import ModelShape
 from atp.errors import InvalidPlan
-from atp.fusion import average, match
-from atp.methods.base import Method, Work, checked, even, rank, received, register, relative, top
+from atp.fusion import Matching, average, matching_flops
+from atp.methods.base import Method, Work, checked, even, received, register, relative, top
 from atp.plan import Site
 from atp.tokens import Tokens
 
 INTRA = ("received", "carried", "none")
 FAINT = 1e-3  # saliency below is not told apart
+WINDOW = 512  # a patch is compared with so many others: those of its stretch, where an image has more than twice as many
 
 
 @register("atp")
@@ -46,7 +47,7 @@ class ATP(Method):
             score, in [0, 1]. The tower has not seen the question, and with none plain backgrounds vanish wholly.
 
     Cost: 2 x raters x keys x heads x head_dim FLOPs a site; raters = 1 or 32 in the tower, question (at most 64) + 32 after it;
-    merging adds 2 x N x N x head_dim FLOPs an image and site.
+    merging adds 2 x N/2 x min(N/2, 512) x head_dim FLOPs an image and site, N patches being left.
     """
 
     alpha: float = 0.5
@@ -119,17 +120,21 @@ class ATP(Method):
         """Return what merging a patch would cost: distance to the nearest of the other half, more where salient, at least 0."""
         if not self.merges(tokens.stack):
             return None
-        odd = tokens.alive & (rank(tokens.alive) % 2 == 1)
-        even_ones = (tokens.alive & ~odd).unsqueeze(1)
-        best: Tensor = tokens.key_likeness.masked_fill(~even_ones, -1.0).amax(2)
+        halves = tokens.halves(WINDOW)
         floor = -self.protect * math.log(FAINT)  # so that no cost is negative
-        return torch.where(odd, (1 - best).clamp(min=0) - self.ease(scores) + floor, 3 + 4 * floor)
+        cost = (1 - halves.best).clamp(min=0) - self.ease(scores).gather(1, halves.odd) + floor
+        return torch.full_like(scores, 3 + 4 * floor).scatter(1, halves.odd, cost.to(scores.dtype))
+
+    def matching(self, scores: Tensor, tokens: Tokens, counts: Tensor) -> Matching:
+        """Return who merges into whom; salient patches last."""
+        return tokens.matched(counts, self.ease(scores), WINDOW)
 
     def groups(self, keep: Tensor, scores: Tensor, tokens: Tokens) -> tuple[Tensor, Tensor]:
         """Return for each patch `[B, N]` the survivor it goes into, and how many it stands for (0 where dead)."""
-        _, into = match(tokens.key_likeness, tokens.alive, keep.sum(1), self.ease(scores), tokens.rounds)
-        size = torch.ones_like(tokens.key_likeness[..., 0]) if tokens.sizes is None else tokens.sizes
-        return into, size.masked_fill(~tokens.alive, 0.0)
+        matching = tokens.notes.get("matching")
+        if matching is None or matching.keep is not keep:
+            matching = self.matching(scores, tokens, keep.sum(1))
+        return tokens.groups(matching)
 
     def fuse(self, hidden: Tensor, keep: Tensor, scores: Tensor, tokens: Tokens) -> Tensor:
         """Average every group of patches, weighted by sizes; in the language model nothing merges."""
@@ -146,14 +151,15 @@ class ATP(Method):
 
     def flops(self, work: Work) -> float:
         """Return those of the similarity of keys."""
-        return 2.0 * work.tokens**2 * work.head_dim if self.merges(work.stack) else 0.0
+        return matching_flops(work.alive, work.kept, work.head_dim, WINDOW) if self.merges(work.stack) else 0.0
 
     def select(self, scores: Tensor, tokens: Tokens, counts: Tensor) -> Tensor:
         """Return the highest scores; in the tower what matching leaves, or without `merge` also an even spread."""
         if tokens.stack != "vision" or tokens.kind == "text":
             return top(scores, tokens.alive, counts)
         if self.merge:
-            return match(tokens.key_likeness, tokens.alive, counts, self.ease(scores), tokens.rounds)[0]
+            tokens.notes["matching"] = self.matching(scores, tokens, counts)
+            return tokens.notes["matching"].keep  # type: ignore[no-any-return]
         spread = (counts * self.coverage).to(counts.dtype)
         salient = top(scores, tokens.alive, counts - spread)
         return salient | top(even(tokens), tokens.alive & ~salient, spread)

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from atp.budget.shape import ModelShape
-from atp.fusion import average, match
-from atp.methods.base import Method, Work, rank, register
+from atp.fusion import average, matching_flops
+from atp.methods.base import Method, Work, register
 from atp.plan import Site
 from atp.tokens import Tokens
 
@@ -26,7 +26,7 @@ class ToMe(Method):
     Differences from the authors' code: tokens merge between two layers, not between attention and MLP; the survivor stays at
     its place, so the raster order holds; a site that must lose more than half merges in several rounds; no log-size bias
     in the attention (as the authors for MAE towers). A patch's parity counts the class token before it, also where there is none.
-    Cost: 2 x N x N x head_dim FLOPs an image and site.
+    Cost: 2 x odd x even x head_dim FLOPs an image, site and round: half of the live patches against the other half.
     """
 
     reads: ClassVar[Mapping[str, tuple[str, ...]]] = {"vision": ("keys",)}
@@ -41,14 +41,14 @@ class ToMe(Method):
 
     def score(self, tokens: Tokens) -> Tensor:
         """Return the distance to the most similar live patch of the other set, at least 0."""
-        odd = tokens.alive & (rank(tokens.alive) % 2 == 1)
-        across = odd.unsqueeze(2) != odd.unsqueeze(1)
-        best: Tensor = tokens.key_likeness.masked_fill(~across | ~tokens.alive.unsqueeze(1), -1.0).amax(2)
-        return (1 - best).clamp(min=0)
+        halves = tokens.halves()
+        best = torch.full_like(tokens.unit_keys[..., 0], -1.0).scatter(1, halves.odd, halves.best)
+        return (1 - best.scatter(1, halves.even, halves.found)).clamp(min=0)
 
     def select(self, scores: Tensor, tokens: Tokens, counts: Tensor) -> Tensor:
         """Return the tokens that are left after merging down to the counts."""
-        return match(tokens.key_likeness, tokens.alive, counts, rounds=tokens.rounds)[0]
+        tokens.notes["matching"] = tokens.matched(counts)
+        return tokens.notes["matching"].keep  # type: ignore[no-any-return]
 
     def fuse(self, hidden: Tensor, keep: Tensor, scores: Tensor, tokens: Tokens) -> Tensor:
         """Average every group, weighted by sizes."""
@@ -61,10 +61,11 @@ class ToMe(Method):
 
     def groups(self, keep: Tensor, tokens: Tokens) -> tuple[Tensor, Tensor]:
         """Return for each token `[B, N]` the survivor it belongs to, and its size (0 where dead)."""
-        _, into = match(tokens.key_likeness, tokens.alive, keep.sum(1), rounds=tokens.rounds)
-        size = torch.ones_like(tokens.key_likeness[..., 0]) if tokens.sizes is None else tokens.sizes
-        return into, size.masked_fill(~tokens.alive, 0.0)
+        matching = tokens.notes.get("matching")
+        if matching is None or matching.keep is not keep:
+            matching = tokens.matched(keep.sum(1))
+        return tokens.groups(matching)
 
     def flops(self, work: Work) -> float:
         """Return those of the similarity of keys."""
-        return 2.0 * work.tokens**2 * work.head_dim
+        return matching_flops(work.alive, work.kept, work.head_dim)
