@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from atp.fusion import density_peaks, distances, halve, match, matching_flops, merge_nearest, nearest_centre
+from atp.fusion import Crowd, density_peaks, distances, halve, match, matching_flops, merge_nearest, nearest_centre
 from atp.subset import build
 
 
@@ -75,8 +75,8 @@ def test_matching_is_that_of_plain_loops(counts: tuple[int, int], window: int | 
     unit = torch.nn.functional.normalize(torch.randn(2, 17, 4, dtype=torch.float64), dim=-1)
     alive, ease = torch.ones(2, 17, dtype=torch.bool), torch.rand(2, 17, dtype=torch.float64)
     alive[0, [0, 3, 4, 11]] = alive[1, [1, 2, 16, 9, 10]] = False
-    for known in ((None, None, None), (None, 13, None), (4, 13, None), (4, 13, max(counts))):
-        made = match(unit, alive, torch.tensor(counts), ease, *known, window)
+    for crowd in (None, Crowd((13, 12)), Crowd((13, 12), counts)):
+        made = match(unit, alive, torch.tensor(counts), ease, crowd, window)
         for row in range(2):
             there = alive[row].nonzero().flatten().tolist()
             stay, into = paired(unit[row], there, counts[row], ease[row].tolist(), window or 17)
@@ -88,12 +88,12 @@ def test_halves_tell_the_nearest_of_the_other_half() -> None:
     torch.manual_seed(2)
     unit = torch.nn.functional.normalize(torch.randn(1, 9, 3, dtype=torch.float64), dim=-1)
     alive = torch.tensor([[1, 1, 0, 1, 1, 1, 1, 0, 1]], dtype=torch.bool)
-    halves = halve(unit, alive, live=7)
+    halves = halve(unit, alive, Crowd((7,)))
     even, odd = [0, 3, 5, 8], [1, 4, 6]
     likeness = unit[0] @ unit[0].T
     assert halves.odd.tolist() == [odd] and halves.even.tolist() == [even]
     torch.testing.assert_close(halves.best[0], likeness[odd][:, even].amax(1))
-    torch.testing.assert_close(halves.found[0], likeness[odd][:, even].amax(0))
+    torch.testing.assert_close(halves.found()[0], likeness[odd][:, even].amax(0))
     assert halves.partner[0].tolist() == [even[i] for i in likeness[odd][:, even].argmax(1).tolist()]
 
 

@@ -189,7 +189,8 @@ def test_atp_merges_like_tome_but_what_is_salient_goes_later() -> None:
         cost, torch.tensor([[3 + 2 * math.log(1e3), 0.5 * math.log(2e3), 3 + 2 * math.log(1e3), 0.5 * math.log(500)]])
     )
     hidden, keep = torch.tensor([[[1.0], [3.0], [5.0], [9.0]]]), torch.tensor([[True, True, True, False]])
-    assert method.fuse(hidden, keep, first, made)[0, :3, 0].tolist() == [1.0, 3.0, 7.0]
-    assert method.sizes(keep, first, made)[0, :3].tolist() == [1.0, 1.0, 2.0]
+    fused, sizes = method.fuse(hidden, keep, first, made)
+    assert fused[0, :3, 0].tolist() == [1.0, 3.0, 7.0]
+    assert sizes is not None and sizes[0, :3].tolist() == [1.0, 1.0, 2.0]
     assert ATP(merge=False).measure(first, made) is None and not ATP(merge=False).merges("vision")
     assert not method.merges("language")

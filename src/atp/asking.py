@@ -63,15 +63,31 @@ def prompt_of(processor: Any, question: str) -> str:
     token = _image_token(processor)
     if token in question:
         raise BadInput(f"the question contains {token!r}, which stands for the image itself; leave it out")
-    template = getattr(processor, "chat_template", None)
-    if not template:
-        template = getattr(getattr(processor, "tokenizer", None), "chat_template", None)
-        if not template or not (_leads(processor) or "image" in str(template)):  # one for text alone shows no image
-            return _plain(processor, token, question.strip())
+    template = _template(processor)
+    if template is None:
+        return _plain(processor, token, question.strip())
     content = [{"type": "image"}, {"type": "text", "text": question.strip()}]
-    talk = [{"role": "user", "content": content}]
-    prompt = str(processor.apply_chat_template(talk, chat_template=template, tokenize=False, add_generation_prompt=True))
+    prompt = _rendered(processor, template, [{"role": "user", "content": content}])
     return prompt.replace(token, "") if _leads(processor) else prompt
+
+
+def next_prompt(processor: Any, question: str) -> str:
+    """Render what stands between an answer's last word and the next one's first: the end of a turn, and another question.
+
+    Raises:
+        BadInput: an empty question; a processor without chat template, or whose template says a conversation in another order.
+    """
+    if not isinstance(question, str) or not question.strip():
+        raise BadInput(f"the next question is empty ({question!r}); ask something, e.g. 'What color is it?'")
+    template, mark = _template(processor), "zq"
+    if template is None:
+        raise BadInput("this processor has no chat template, so a second question has no form; ask it as a first one")
+    said = [("user", "a"), ("assistant", mark), ("user", question.strip())]
+    talk = [{"role": role, "content": [{"type": "text", "text": text}]} for role, text in said]
+    _, found, rest = _rendered(processor, template, talk).partition(mark)
+    if not found or question.strip() not in rest:
+        raise BadInput("the chat template does not say question, answer and next question in a row; ask it as a first one")
+    return rest
 
 
 def words(processor: Any, question: str) -> int:
@@ -130,6 +146,19 @@ def visible_box(processor: Any, size: tuple[int, int]) -> tuple[float, float, fl
     seen_x, seen_y = min(crop["width"] / scale_x, width), min(crop["height"] / scale_y, height)
     left, top = (width - seen_x) / 2, (height - seen_y) / 2
     return (left, top, left + seen_x, top + seen_y)
+
+
+def _template(processor: Any) -> str | None:
+    """Return the chat template, None where there is none, or one that shows no image."""
+    template = getattr(processor, "chat_template", None)
+    if template:
+        return str(template)
+    template = getattr(getattr(processor, "tokenizer", None), "chat_template", None)
+    return str(template) if template and (_leads(processor) or "image" in str(template)) else None
+
+
+def _rendered(processor: Any, template: str, talk: list[dict[str, Any]]) -> str:
+    return str(processor.apply_chat_template(talk, chat_template=template, tokenize=False, add_generation_prompt=True))
 
 
 def _interleaves(processor: Any) -> bool:

@@ -13,6 +13,7 @@ from torch import Tensor
 from atp.subset import Subset, gather
 
 __all__ = [
+    "Crowd",
     "Halves",
     "Matching",
     "average",
@@ -53,54 +54,113 @@ def merge_nearest(full: Tensor, subset: Subset, dropped: Tensor) -> Tensor:
 
 
 @dataclass(frozen=True)
+class Crowd:
+    """What the host knows of the rows that are matched, so that nothing waits for the device and little is masked.
+
+    Attributes:
+        live: how many tokens of each row are alive.
+        counts: how many of each row are to stay; None = only the device knows.
+    """
+
+    live: tuple[int, ...]
+    counts: tuple[int, ...] | None = None
+
+    @property
+    def most(self) -> int:
+        """The most that are alive in a row."""
+        return max(self.live, default=0)
+
+    @property
+    def alike(self) -> bool:
+        """Whether all rows have as many alive."""
+        return len(set(self.live)) == 1
+
+    @property
+    def leaving(self) -> int | None:
+        """How many leave in each row, where that is known, the same in all, and one round does it."""
+        if self.counts is None or not self.alike or len(set(self.counts)) != 1:
+            return None
+        gone = self.live[0] - self.counts[0]
+        return gone if 0 <= gone <= self.live[0] // 2 else None
+
+    def after(self) -> Crowd | None:
+        """Return the crowd that a round leaves; None = not known."""
+        if self.counts is None:
+            return None
+        return Crowd(tuple(max(n - n // 2, min(n, k)) for n, k in zip(self.live, self.counts, strict=True)), self.counts)
+
+    @property
+    def rounds(self) -> int | None:
+        """How many rounds it takes until no row has more than its count; None = not known."""
+        done, now = 0, self
+        while now.counts is not None and any(n > max(k, 1) for n, k in zip(now.live, now.counts, strict=True)):
+            done, now = done + 1, now.after() or now
+        return None if self.counts is None else done
+
+
+@dataclass(frozen=True)
 class Halves:
     """The live tokens of each row dealt into two halves by rank, and the nearest even one of each odd one.
 
     Attributes:
-        odd: `[B, O]` int64, the tokens of odd rank, dead ones behind.
-        there: `[B, O]` bool, which of them are alive.
+        odd: `[B, O]` int64, the tokens of odd rank, dead ones behind; even: `[B, E]`, those of even rank.
+        there: `[B, O]` bool, which odd ones are alive; None = all.
         best: `[B, O]`, cosine to the nearest live token of even rank.
         partner: `[B, O]` int64, that token.
-        even: `[B, E]` int64, the tokens of even rank, dead ones behind.
-        found: `[B, E]`, cosine of an even token to its nearest odd one.
+        likeness: `[B * stretches, O', E']`, the products; -2 at dead even ones.
     """
 
     odd: Tensor
-    there: Tensor
+    even: Tensor
+    there: Tensor | None
     best: Tensor
     partner: Tensor
-    even: Tensor
-    found: Tensor
+    likeness: Tensor
+
+    def found(self) -> Tensor:
+        """`[B, E]`, cosine of an even token to its nearest odd one."""
+        likeness = self.likeness
+        if self.there is not None:
+            there = _stretched(self.there, len(likeness) // len(self.odd), likeness.shape[1])
+            likeness = likeness.masked_fill(~there.unsqueeze(2), -2.0)
+        return likeness.amax(1).view(len(self.odd), -1)[:, : self.even.shape[1]]
 
 
-def halve(unit: Tensor, alive: Tensor, live: int | None = None, window: int | None = None) -> Halves:
+def _stretched(part: Tensor, stretches: int, width: int) -> Tensor:
+    """Cut `[B, n, ...]` into stretches, `[B * stretches, width, ...]`, the last one padded with zeros."""
+    if stretches == 1:
+        return part
+    padding = [0, 0] * (part.dim() - 2) + [0, stretches * width - part.shape[1]]
+    return torch.nn.functional.pad(part, padding).reshape(-1, width, *part.shape[2:])
+
+
+def halve(unit: Tensor, alive: Tensor, crowd: Crowd | None = None, window: int | None = None) -> Halves:
     """Deal the live tokens into halves and compare the halves: a quarter of the products of all with all.
 
     Args:
         unit: `[B, N, D]` of length 1.
         alive: `[B, N]` bool.
-        live: at least the most that are alive in a row, known on the host; None = N.
+        crowd: what the host knows of them.
         window: compare an odd token with so many even ones only, those in its own stretch of the order; None = with all.
     """
-    order = torch.sort(alive.to(torch.uint8), dim=1, descending=True, stable=True).indices[:, :live]
-    there, states = alive.gather(1, order), unit.gather(1, order.unsqueeze(-1).expand(-1, -1, unit.shape[-1]))
-    even, odd = order[:, 0::2], order[:, 1::2]
-    batch, evens, odds = len(alive), even.shape[1], odd.shape[1]
-    width = evens if window is None or evens <= window else window
-    stretches = -(-evens // max(width, 1))
-
-    def stretch(part: Tensor) -> Tensor:
-        """`[B, E or O, ...]` -> `[B * stretches, width, ...]`, padded with zeros."""
-        padding = [0, 0] * (part.dim() - 2) + [0, stretches * width - part.shape[1]]
-        return torch.nn.functional.pad(part, padding).reshape(batch * stretches, width, *part.shape[2:])
-
-    likeness = stretch(states[:, 1::2]) @ stretch(states[:, 0::2]).transpose(1, 2)
-    masked = likeness.masked_fill(~stretch(there[:, 0::2]).unsqueeze(1), -2.0)
-    best, at = masked.max(2)
-    offset = torch.arange(stretches, device=alive.device).repeat(batch).unsqueeze(1) * width
-    found = likeness.masked_fill(~stretch(there[:, 1::2]).unsqueeze(2), -2.0).amax(1)
-    at = (at + offset).view(batch, -1)[:, :odds]
-    return Halves(odd, there[:, 1::2], best.view(batch, -1)[:, :odds], even.gather(1, at), even, found.view(batch, -1)[:, :evens])
+    most = alive.shape[1] if crowd is None else crowd.most
+    full = crowd is not None and crowd.alike
+    order = torch.sort(alive.to(torch.uint8), dim=1, descending=True, stable=True).indices[:, :most]
+    states = unit if full and most == unit.shape[1] else unit.gather(1, order.unsqueeze(-1).expand(-1, -1, unit.shape[-1]))
+    there = None if full else alive.gather(1, order)
+    odd, even = order[:, 1::2], order[:, 0::2]
+    width = even.shape[1] if window is None else min(even.shape[1], window)
+    stretches = -(-even.shape[1] // max(width, 1))
+    theirs = _stretched(states[:, 0::2], stretches, width)
+    likeness = _stretched(states[:, 1::2], stretches, width) @ theirs.transpose(1, 2)
+    if there is not None or stretches > 1:
+        held = torch.ones_like(even, dtype=torch.bool) if there is None else there[:, 0::2]
+        likeness = likeness.masked_fill(~_stretched(held, stretches, width).unsqueeze(1), -2.0)
+    best, at = likeness.max(2)
+    if stretches > 1:
+        at = at + torch.arange(stretches, device=at.device).repeat(len(alive)).unsqueeze(1) * width
+    best, at = (part.view(len(alive), -1)[:, : odd.shape[1]] for part in (best, at))
+    return Halves(odd, even, None if there is None else there[:, 1::2], best, even.gather(1, at), likeness)
 
 
 @dataclass(frozen=True)
@@ -116,9 +176,7 @@ def match(
     alive: Tensor,
     counts: Tensor,
     ease: Tensor | None = None,
-    rounds: int | None = None,
-    live: int | None = None,
-    wanted: int | None = None,
+    crowd: Crowd | None = None,
     window: int | None = None,
     first: Halves | None = None,
 ) -> Matching:
@@ -132,31 +190,39 @@ def match(
         alive: `[B, N]` bool.
         counts: `[B]`, at least 1.
         ease: `[B, N]`, added to a token's likeness when pairs are ranked: who should go first; None = 0.
-        rounds: how many it takes (`Tokens.rounds`), so that nobody has to wait for the device to tell; None = ask it.
-        live, window: as for `halve`.
-        wanted: the largest of the counts, known on the host; None = not known.
+        crowd: what the host knows of the rows; None = ask the device before each round.
+        window: as for `halve`.
         first: `halve` of these tokens, where it is known already.
     """
     place = torch.arange(alive.shape[1], device=alive.device)
-    into, now = place.expand_as(alive), alive
-    done = 0
+    into, now, done = place.expand_as(alive), alive, 0
+    rounds = None if crowd is None else crowd.rounds
     while True:
         if rounds is None:
             left = now.sum(1)
-            over, live = torch.stack([(left - counts).amax(), left.amax()]).tolist()
-        if (over <= 0) if rounds is None else (done == rounds):
-            break
-        halves = first if first is not None and done == 0 else halve(unit, now, live, window)
-        done += 1
+            crowd = Crowd(tuple(left.tolist()))
+        if done == rounds or (rounds is None and int((now.sum(1) - counts).amax()) <= 0):
+            return Matching(now, into)
+        halves = first if first is not None and done == 0 else halve(unit, now, crowd, window)
         value = halves.best if ease is None else halves.best + ease.gather(1, halves.odd)
-        order = value.masked_fill(~halves.there, -torch.inf).sort(dim=1, descending=True, stable=True).indices
-        most = torch.minimum(now.sum(1) - counts, halves.there.sum(1)).clamp(min=0).unsqueeze(1)
-        goes = torch.zeros_like(halves.there).scatter(1, order, place[: order.shape[1]].expand_as(order) < most)
-        step = place.expand_as(alive).scatter(1, halves.odd, torch.where(goes, halves.partner, halves.odd))
-        into, now = step.gather(1, into), now & (step == place)
-        if live is not None and wanted is not None:
-            live = max(live - live // 2, wanted)
-    return Matching(now, into)
+        if crowd is not None and crowd.leaving is not None:
+            gone = value.sort(dim=1, descending=True, stable=True).indices[:, : crowd.leaving]
+            odd, partner = halves.odd.gather(1, gone), halves.partner.gather(1, gone)
+        else:
+            odd, partner = halves.odd, _partners(now, counts, value, halves)
+        step = place.expand_as(alive).scatter(1, odd, partner)
+        into, now = step if done == 0 else step.gather(1, into), now & (step == place)
+        done, crowd = done + 1, None if crowd is None else crowd.after()
+
+
+def _partners(now: Tensor, counts: Tensor, value: Tensor, halves: Halves) -> Tensor:
+    """Return `[B, O]`, where each odd token goes in a round: to its partner, or nowhere, which is itself."""
+    there = torch.ones_like(halves.odd, dtype=torch.bool) if halves.there is None else halves.there
+    order = value.masked_fill(~there, -torch.inf).sort(dim=1, descending=True, stable=True).indices
+    most = torch.minimum(now.sum(1) - counts, there.sum(1)).clamp(min=0).unsqueeze(1)
+    rank = torch.arange(order.shape[1], device=order.device).expand_as(order)
+    goes = torch.zeros_like(there).scatter(1, order, rank < most)
+    return torch.where(goes, halves.partner, halves.odd)
 
 
 def matching_flops(alive: int, kept: int, width: int, window: int | None = None) -> float:

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from atp.fusion import Halves, Matching, halve, match
+from atp.fusion import Crowd, Halves, Matching, average, halve, match
 from atp.tracing import lazy
 
 RATERS = ("question", "last", "class", "visual")
@@ -88,10 +88,7 @@ class Tokens:
         kind: kind of the tokens.
         sizes: `[B, N]` how many tokens each stands for after merges; None = one each.
         ids: `[B, N]` token ids, where the kind is text.
-        rounds: how often the row that loses most must halve to reach its count, for methods that merge in rounds; None = not
-            known on the host, as the counts depend on the input.
-        live: the most that are alive in any row, known on the host; None = N.
-        wanted: the most that any row is to keep, as far as `rounds` is known.
+        crowd: how many tokens of each row are alive and, with fixed counts, are to stay, known on the host; None = not known.
         notes: what a method leaves here for itself, between the calls at one site.
     """
 
@@ -107,9 +104,7 @@ class Tokens:
     kind: str = "visual"
     sizes: Tensor | None = None
     ids: Tensor | None = None
-    rounds: int | None = None
-    live: int | None = None
-    wanted: int | None = None
+    crowd: Crowd | None = None
     notes: dict[str, Any] = field(default_factory=dict, repr=False, compare=False, init=False)
     _hidden: Callable[[], Tensor] | None = field(default=None, repr=False)
     _keys: Callable[[], Tensor] | None = field(default=None, repr=False)
@@ -151,19 +146,20 @@ class Tokens:
     def halves(self, window: int | None = None) -> Halves:
         """Compare the live tokens' keys half with half (`fusion.halve`), once a site."""
         if "halves" not in self.notes:
-            self.notes["halves"] = halve(self.unit_keys, self.alive, self.live, window)
+            self.notes["halves"] = halve(self.unit_keys, self.alive, self.crowd, window)
         made: Halves = self.notes["halves"]
         return made
 
     def matched(self, counts: Tensor, ease: Tensor | None = None, window: int | None = None) -> Matching:
         """Merge the live tokens by their keys down to `counts` (`fusion.match`)."""
-        known = (self.rounds, self.live, self.wanted)
-        return match(self.unit_keys, self.alive, counts, ease, *known, window, self.halves(window))
+        return match(self.unit_keys, self.alive, counts, ease, self.crowd, window, self.halves(window))
 
-    def groups(self, matching: Matching) -> tuple[Tensor, Tensor]:
-        """Return for each token `[B, N]` the survivor it goes into, and how many it stands for now (0 where dead)."""
+    def merged(self, hidden: Tensor, matching: Matching) -> tuple[Tensor, Tensor]:
+        """Return `hidden` `[B, N, D]` with each survivor the mean of its group, weighted by sizes, and the new sizes `[B, N]`."""
         size = torch.ones_like(matching.keep, dtype=torch.float32) if self.sizes is None else self.sizes
-        return matching.into, size.masked_fill(~self.alive, 0.0)
+        if self.crowd is None or self.crowd.live != self.started:
+            size = size.masked_fill(~self.alive, 0.0)
+        return average(hidden, matching.keep, matching.into, size)
 
     @lazy
     def embeddings(self) -> Tensor:

@@ -57,7 +57,7 @@ def decide(method: Method, made: Tokens, counts: Tensor) -> tuple[Tensor, Tensor
     """Scores, what stays, and the states after merging (those of survivors, else zero)."""
     scores = method.score(made)
     keep = method.select(scores, made, counts)
-    return scores, keep, method.fuse(made.hidden, keep, scores, made) * keep.unsqueeze(-1)
+    return scores, keep, method.fuse(made.hidden, keep, scores, made)[0] * keep.unsqueeze(-1)
 
 
 @pytest.mark.parametrize("kind", sample.KINDS)
@@ -76,10 +76,9 @@ def test_counts_are_met_and_nobody_dead_stays(build: Any, name: str, stack: str,
         assert keep.dtype == torch.bool
         assert not (keep & ~made.alive).any(), "a dead token was kept"
         assert keep.sum(1).tolist() == counts.tolist()
-        fused = method.fuse(made.hidden, keep, scores, made)
+        fused, sizes = method.fuse(made.hidden, keep, scores, made)
         assert fused.shape == made.hidden.shape and fused.dtype == made.hidden.dtype
         assert torch.isfinite(fused[keep]).all()
-        sizes = method.sizes(keep, scores, made)
         assert sizes is None or sizes[keep].sum() == made.alive.sum(), "tokens got lost or were counted twice"
         if share == 1.0:
             assert torch.equal(keep, made.alive)

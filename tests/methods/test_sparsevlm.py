@@ -118,7 +118,7 @@ def test_sparsevlm_recycles_clusters_of_the_best_that_leave() -> None:
     method, count = SparseVLM(), 60
     scores = method.score(made)
     keep = choose(method, made, count)
-    fused = method.fuse(made.hidden, keep, scores, made)
+    fused, _ = method.fuse(made.hidden, keep, scores, made)
     alone = next(k for k in range(60, 0, -1) if k + int(clusters(torch.tensor(144 - k))) == count)
     for row in range(2):
         order = scores[row].argsort(descending=True).tolist()

@@ -240,8 +240,9 @@ class _Family:
         told = f"images={work.images}, text={work.text}, answer={work.answer}"
         for step in self.empty.steps:
             told += f"; text={step.text:g} keeps {work.text_after(step, work.text):g} of {work.text} text tokens"
-            if work.text_after(step, work.text) > work.stays:
-                fix += f", or a smaller share of the text, down to text={work.stays / work.text:.2g}"
+            less = replace(self, empty=replace(self.empty, steps=(replace(step, text=work.stays / max(1, work.text)),)))
+            if less.affordable(less.plan(less.counts(less.limit))):
+                fix += f", or let more text leave, down to text={math.ceil(100 * work.stays / work.text) / 100:g}"
         return UnreachableBudget(
             f"budget {self.amount} cannot be reached by method {self.empty.method!r} at the sites {where} ({told}): "
             f"the lowest reachable is {shown}; use budget={shown} {fix}",

@@ -3,5 +3,6 @@
 from atp.engine.block import prune as prune
 from atp.engine.report import Report as Report
 from atp.engine.run import Run as Run
+from atp.engine.words import workload_of as workload_of
 
-__all__ = ["Report", "Run", "prune"]
+__all__ = ["Report", "Run", "prune", "workload_of"]

@@ -40,8 +40,9 @@ class Capture:
         """Return what computes rows from it."""
         return Attention(view, census, self)
 
+    @lazy
     def slot(self) -> Tensor | None:
-        """Return `[S, T]`, the place of each token of the sequence among the rows that ran; None = the same."""
+        """`[S, T]`, the place of each token of the sequence among the rows that ran; None = the same."""
         if self.subset is None:
             return None
         batch, size = self.subset.rows.shape
@@ -85,17 +86,17 @@ class Attention:
         cut = None if phases is None else (lay(phases[0]), lay(phases[1]))
         self.capture = Capture(None, alive, cut, None, lay(capture.queries), lay(capture.keys))
         self.where = torch.arange(most * group, device=index.device).view(1, most, group).expand(inputs, -1, -1)
-        self.__dict__.pop("slot", None)
 
     @property
     def alive(self) -> Tensor:
         """`[B, N]` bool, the tokens that are rated."""
         return self.census.alive
 
-    @lazy
+    @property
     def slot(self) -> Tensor | None:
         """`[S, T]`, the place of each token of the sequence among the rows that ran; None = the same."""
-        return self.capture.slot()
+        slot: Tensor | None = self.capture.slot
+        return slot
 
     def slots(self, positions: Tensor) -> Tensor:
         """Turn places in the sequence into places among the rows that ran."""

@@ -91,10 +91,9 @@ def prune(
         >>> print(run.report())
     """
     adapted = adapt(model, adapter)
-    guard = guard_of(adapted, processor, text_tail)
     work = expected(adapted, workload, plan is not None or calibration is not None, text, text_tail)
     run = _prepare(adapted, budget, method, plan, calibration, work, method_options, text, second_turn, tiles)
-    run.guard = lambda: guard
+    run.guard = lambda: guard_of(adapted, processor, text_tail)
     run.chooser.score_all = record_all_scores
     run.chooser.template = run.adapter.template_ids(processor) | (template_ids or frozenset())
     handles: list[Any] = []

@@ -29,6 +29,7 @@ class Words:
         where: `[B, M]` int64 places in the sequence, in order; anything where a prompt has fewer.
         alive, held, last: `[B, M]` bool; those that never leave; the last ones, which are among them.
         counts, started, least: alive, at the beginning, and held, per prompt.
+        asking: most of the last ones of a prompt that rate the others.
         history: counts after each layer's site.
     """
 
@@ -39,6 +40,7 @@ class Words:
     counts: list[int]
     started: list[int]
     least: list[int]
+    asking: int
     history: dict[int, list[int]] = field(default_factory=dict)
 
 

@@ -54,9 +54,7 @@ class Chooser:
                 if counts != census.counts:
                     keep = self.method.select(scores, tokens, chosen)
             if counts != census.counts and self.method.merges(view.name):
-                hidden = merge(self.method, place, tokens, keep, scores)
-                with torch.no_grad():
-                    census.sizes = self.method.sizes(keep, scores, tokens)
+                hidden, census.sizes = merge(self.method, place, tokens, keep, scores)
             if not traced():
                 self.spent += self.facts.flops(tokens, place, counts)
             census.scores = scores.masked_fill(~before, torch.nan)

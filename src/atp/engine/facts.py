@@ -11,6 +11,7 @@ from torch import Tensor
 from atp.adapters.base import Adapter, StackView
 from atp.engine.attention import Attention, Capture
 from atp.engine.census import Census
+from atp.fusion import Crowd
 from atp.methods.base import Method, Work
 from atp.plan import Site
 from atp.rows import split_heads
@@ -79,9 +80,7 @@ class Facts:
             rows=rows,
             carried=census.carried,
             sizes=census.sizes,
-            rounds=None if counts is None else halvings(census.counts, counts),
-            live=max(census.counts, default=0),
-            wanted=None if counts is None else max(counts, default=0),
+            crowd=Crowd(tuple(census.counts), None if counts is None else tuple(counts)),
             _hidden=lambda: place.patches().mean(2),
             _keys=(lambda: keys(place)) if "keys" in reads else None,
             _embeddings=(lambda: embeddings(place)) if "embeddings" in reads else None,
@@ -122,40 +121,31 @@ class Facts:
         )
 
 
-def halvings(alive: Sequence[int], counts: Sequence[int]) -> int:
-    """How often the row that loses most must halve to get from `alive` to `counts` tokens, the odd one staying."""
-    most = 0
-    for now, wanted in zip(alive, counts, strict=True):
-        rounds = 0
-        while now > max(wanted, 1):
-            now, rounds = now - now // 2, rounds + 1
-        most = max(most, rounds)
-    return most
-
-
-def merge(method: Method, place: Place, tokens: Tokens, keep: Tensor, scores: Tensor) -> Tensor:
-    """Return the states at the site `[S, T, D]` with the survivors `keep` `[B, N]` as `Method.fuse` leaves them.
+def merge(method: Method, place: Place, tokens: Tokens, keep: Tensor, scores: Tensor) -> tuple[Tensor, Tensor | None]:
+    """Return the states at the site `[S, T, D]` with the survivors `keep` `[B, N]` as `Method.fuse` leaves them, and the sizes.
 
     A token of several patches is given to the method as their states side by side, so each patch merges with its counterparts.
     """
     census, own = place.census, place.patches()
-    batch, count, group, width = own.shape
-    fused = method.fuse(own.flatten(2), keep, scores, tokens).to(own.dtype)
-    # What left is not written: its place is given the row's first survivor once more.
-    number = torch.arange(count, device=keep.device).expand_as(keep)
-    pick = torch.where(keep, number, keep.to(torch.uint8).argmax(1, keepdim=True))
-    states = torch.where(keep.any(1)[:, None, None], fused, own.flatten(2))
-    states = states.gather(1, pick.unsqueeze(-1).expand(-1, -1, group * width)).view(batch, count, group, width)
-    places = census.where.gather(1, pick.unsqueeze(-1).expand(-1, -1, group))
+    width = own.shape[-1]
+    fused, sizes = method.fuse(own.flatten(2), keep, scores, tokens)
+    states = torch.where(keep.unsqueeze(-1), fused.to(own.dtype), own.flatten(2))
+    places = census.where
+    if any(count != keep.shape[1] for count in census.started):
+        # Where an input has fewer tokens than its neighbour nothing is written: the first survivor is once more.
+        number = torch.arange(keep.shape[1], device=keep.device).expand_as(keep)
+        pick = torch.where(keep, number, keep.to(torch.uint8).argmax(1, keepdim=True))
+        states = states.gather(1, pick.unsqueeze(-1).expand_as(states))
+        places = places.gather(1, pick.unsqueeze(-1).expand_as(places))
     sequences = len(census.others)
     index = places.reshape(sequences, -1, 1).expand(-1, -1, width)
-    return place.hidden.scatter(1, index, states.reshape(sequences, -1, width))
+    return place.hidden.scatter(1, index, states.reshape(sequences, -1, width)), None if sizes is None else sizes.detach()
 
 
 def keys(place: Place) -> Tensor:
     """Keys of the tokens as the layer before projected them, `[B, N, H, d]`; the mean of a token's patches."""
     assert place.capture is not None and place.capture.keys is not None, "the layer before the site did not run"
-    slot, places = place.capture.slot(), place.census.places
+    slot, places = place.capture.slot, place.census.places
     places = places if slot is None else slot.gather(1, places)
     return _heads(at_places(place.capture.keys, places, place.census).mean(2), place.view.head_dim)
 

@@ -72,13 +72,13 @@ def decide(
             )
         return Plan(name, (), dict(options)), built
     amount = Budget.parse(BUDGET if budget is None else budget)
-    workload = workload or Workload(images=adapter.tiles)
+    named, workload = workload is not None, workload or Workload(images=adapter.tiles)
     share = 1.0 if text is None or adapter.shape.cross is not None else text  # across, text does not leave: refused later
     prices = prices_of(adapter, built, workload, amount, options)
     if table is None and name == METHOD and not options and share == 1:
-        table = tables.own_calibration(adapter, amount, prices, METHOD)
+        table = tables.own_calibration(adapter, amount, prices, METHOD, named)
     if table is not None:
-        return with_options(tables.calibrated(adapter, table, amount, prices), method, options)
+        return with_options(tables.calibrated(adapter, table, amount, prices, named), method, options)
     return _solved(adapter, built, amount, prices, options, share), built
 
 
@@ -175,7 +175,7 @@ def own_flops(adapter: Adapter, method: Method, workload: Workload) -> More:
                 total += method_flops(adapter, method, workload, step, lengths, rows)
             layer, texts = step.site.layer, lengths.texts(workload)
             if step.text < 1 and layer and texts[layer] < texts[layer - 1]:
-                raters = rater_count(method.text_raters, shape, dataclasses.replace(workload, text=min(TAIL, workload.text)))
+                raters = rater_count(method.text_raters, shape, dataclasses.replace(workload, text=min(TAIL, workload.stays)))
                 alone = Plan(plan.method, (Step(step.site, 1.0),))
                 total += selection_flops(shape, workload, alone, {"language": raters}, lengths)
         return total

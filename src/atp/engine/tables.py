@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,8 @@ from atp.errors import InvalidPlan
 from atp.plan import Plan
 
 CALIBRATION = "atp_calibration.json"
+DRIFT = 0.01
+"""A calibration serves prompts and answers of other lengths as it is where its plan misses the budget by no larger part."""
 Table = Calibration | Certificate
 
 
@@ -52,53 +55,63 @@ def certified(adapter: Adapter, table: Certificate, budget: Budget | None, optio
     return plan
 
 
-def calibrated(adapter: Adapter, table: Calibration, amount: Budget, prices: Prices) -> Plan:
-    """Return the calibrated plan of a budget.
+def calibrated(adapter: Adapter, table: Calibration, amount: Budget, prices: Prices, named: bool = False) -> Plan:
+    """Return the calibrated plan of a budget; `named` where the prices are those of a workload that the caller named.
 
     Raises:
         InvalidPlan: a calibration of another model, or one that does not reach the budget.
     """
     mark = fingerprint(adapter.model.named_parameters())
-    share = share_for(table, amount, prices)
+    table.check(mark)
+    share = share_for(table, amount, prices, named)
     if share is None:
-        table.check(mark)
         low, high = (amount.up(prices.of(table.plan_for(one), amount.unit)) for one in table.reach)
+        told = f" for prompts with {prices.workload.text} text tokens and answers of {prices.workload.answer}" if named else ""
         raise InvalidPlan(
-            f"budget {amount} is outside this calibration, which reaches from {low} to {high}; use a budget in that range, or "
-            f"leave calibration= away: atp.prune(model, budget={amount})"
+            f"budget {amount} is outside this calibration, which reaches from {low} to {high}{told}; use a budget in that range, "
+            f"or leave calibration= away: atp.prune(model, budget={amount})"
         )
-    return table.plan_for(share, mark)
+    plan = table.plan_for(share)
+    return replace(plan, budget=amount.value) if amount.unit == "share" else plan
 
 
-def own_calibration(adapter: Adapter, amount: Budget, prices: Prices, method: str) -> Calibration | None:
-    """Return the calibration in the model's own folder, if there is one that fits these weights and this budget."""
+def own_calibration(adapter: Adapter, amount: Budget, prices: Prices, method: str, named: bool = False) -> Calibration | None:
+    """Return the calibration in the model's own folder, if there is one that fits these weights, this budget and length."""
     folder = str(getattr(getattr(adapter.model, "config", None), "_name_or_path", "") or "")
     path = Path(folder) / CALIBRATION
     if not folder or not path.is_file():
         return None
     table = Calibration.load(path)
-    low, high = table.reach
-    share = amount.value if amount.unit == "share" else share_for(table, amount, prices)
-    if share is None or not low <= share <= high or table.method != method:
+    if table.method != method:
         return None
     if not table.fingerprint.matches(fingerprint(adapter.model.named_parameters())):
         warnings.warn(
             f"{path} was made for other weights and is not used; calibrate this model, or remove the file", stacklevel=5
         )
         return None
-    return table
-
-
-def share_for(table: Calibration, amount: Budget, prices: Prices) -> float | None:
-    """Return the largest calibrated share whose plan stays within an amount; None = the table ends before or begins behind it."""
-    if amount.unit == "share":
-        return amount.value
     low, high = table.reach
+    share = share_for(table, amount, prices, named)
+    return None if share is None or not low <= share <= high else table
+
+
+def share_for(table: Calibration, amount: Budget, prices: Prices, named: bool = False) -> float | None:
+    """Return the largest calibrated share whose plan stays within an amount; None = the table ends before or begins behind it.
+
+    A share is that of the calibration's own prompts and answers, unless the caller `named` others, which the prices are for.
+    """
+    low, high = table.reach
+    if amount.unit == "share":
+        if not named or amount.value == 1:
+            return amount.value
+        if low <= amount.value <= high:
+            drift = prices.of(table.plan_for(amount.value), "share") / amount.value - 1
+            if abs(drift) <= DRIFT:
+                return amount.value
 
     def fits(share: float) -> bool:
         return prices.of(table.plan_for(share), amount.unit) <= amount.value * (1 + 1e-9)
 
-    if not fits(low) or (low < high and fits(high)):
+    if not fits(low) or (fits(high) and (low < high or amount.unit == "share")):
         return None
     for _ in range(40):
         middle = (low + high) / 2

@@ -59,17 +59,24 @@ class Guard:
         last = alive & (rank >= torch.tensor(started, device=ids.device).unsqueeze(1) - self.tail)
         held = last | (rank == 0) | self.meaning(ids.gather(1, where))
         held = held & alive
-        return Words(where, alive, held, last, list(started), started, [int(n) for n in held.sum(1).tolist()])
+        return Words(
+            where, alive, held, last, list(started), started, [int(n) for n in held.sum(1).tolist()], min(TAIL, self.tail)
+        )
 
 
-def guard_of(adapter: Adapter, processor: Any, tail: int) -> Guard:
-    """Return what guards the text of a model's prompts.
+def check_tail(tail: int) -> None:
+    """Refuse a number of last tokens that is none.
 
     Raises:
-        InvalidPlan: `tail` is no whole number >= 1.
+        InvalidPlan: it is no whole number >= 1.
     """
     if isinstance(tail, bool) or not isinstance(tail, int) or tail < 1:
         raise InvalidPlan(f"text_tail is a whole number >= 1, got {tail!r}; e.g. text_tail={TAIL}")
+
+
+def guard_of(adapter: Adapter, processor: Any, tail: int) -> Guard:
+    """Return what guards the text of a model's prompts; it reads the whole vocabulary."""
+    check_tail(tail)
     return Guard(tail, adapter.template_ids(None) | meaning_ids(processor), processor is not None)
 
 
@@ -99,13 +106,18 @@ def workload_of(model: Any, processor: Any, inputs: Any, answer: int = 3, text_t
 
 
 def expected(adapter: Adapter, work: Workload | None, plan_given: bool, text: Any, tail: int) -> Workload | None:
-    """Return the workload to solve for: where text leaves, with what `tail` protects. Warns where it is not known."""
-    if text is None or text == 1 or plan_given:
+    """Return the workload to solve for: where text leaves, with what `tail` protects. Warns where it is not known.
+
+    Raises:
+        InvalidPlan: `tail` is no whole number >= 1.
+    """
+    check_tail(tail)
+    if text is None or text == 1 or plan_given or adapter.shape.cross is not None:  # across, it is refused later
         return work
     if work is None:
         warnings.warn(
-            f"text={text!r}: how much text prompts have is not known, so the budget is met for {Workload().text} tokens of it, of "
-            "which none leave; give workload=atp.workload_of(model, processor, inputs)",
+            f"text={text!r}: how much text prompts have is not known, so the budget is met for {Workload().text} tokens of it, "
+            "of which none leave; give workload=atp.workload_of(model, processor, inputs)",
             stacklevel=5,
         )
     work = work or Workload(images=adapter.tiles)
@@ -118,7 +130,7 @@ class WordAttention(Attention):
     def __post_init__(self) -> None:
         words = self.census.words
         assert words is not None
-        self.words, self.where, self.cap = words, words.where.unsqueeze(-1), words.last.shape[1]
+        self.words, self.where, self.cap = words, words.where.unsqueeze(-1), words.asking
 
     @property
     def alive(self) -> Tensor:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from atp.budget.shape import ModelShape
 from atp.errors import InvalidPlan
-from atp.fusion import Matching, average, matching_flops
+from atp.fusion import Matching, matching_flops
 from atp.methods.base import Method, Work, checked, even, received, register, relative, top
 from atp.plan import Site
 from atp.tokens import Tokens
@@ -129,25 +129,14 @@ class ATP(Method):
         """Return who merges into whom; salient patches last."""
         return tokens.matched(counts, self.ease(scores), WINDOW)
 
-    def groups(self, keep: Tensor, scores: Tensor, tokens: Tokens) -> tuple[Tensor, Tensor]:
-        """Return for each patch `[B, N]` the survivor it goes into, and how many it stands for (0 where dead)."""
+    def fuse(self, hidden: Tensor, keep: Tensor, scores: Tensor, tokens: Tokens) -> tuple[Tensor, Tensor | None]:
+        """Average every group of patches, weighted by sizes; in the language model nothing merges."""
+        if not self.merges(tokens.stack):
+            return hidden, None
         matching = tokens.notes.get("matching")
         if matching is None or matching.keep is not keep:
             matching = self.matching(scores, tokens, keep.sum(1))
-        return tokens.groups(matching)
-
-    def fuse(self, hidden: Tensor, keep: Tensor, scores: Tensor, tokens: Tokens) -> Tensor:
-        """Average every group of patches, weighted by sizes; in the language model nothing merges."""
-        if not self.merges(tokens.stack):
-            return hidden
-        return average(hidden, keep, *self.groups(keep, scores, tokens))[0]
-
-    def sizes(self, keep: Tensor, scores: Tensor, tokens: Tokens) -> Tensor | None:
-        """Return how many patches each survivor stands for."""
-        if not self.merges(tokens.stack):
-            return None
-        into, weight = self.groups(keep, scores, tokens)
-        return torch.zeros_like(weight).scatter_add(1, into, weight)
+        return tokens.merged(hidden, matching)
 
     def flops(self, work: Work) -> float:
         """Return those of the similarity of keys."""

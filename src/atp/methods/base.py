@@ -125,13 +125,12 @@ class Method(ABC):
         """Return whether what leaves in this stack is merged into what stays."""
         return self.fuses
 
-    def fuse(self, hidden: Tensor, keep: Tensor, scores: Tensor, tokens: Tokens) -> Tensor:
-        """Return `[B, N, D]`, the states at the site once tokens have left; only those of `keep` are read."""
-        return hidden
+    def fuse(self, hidden: Tensor, keep: Tensor, scores: Tensor, tokens: Tokens) -> tuple[Tensor, Tensor | None]:
+        """Return `[B, N, D]`, the states at the site once tokens have left, and `[B, N]`, how many tokens each stands for.
 
-    def sizes(self, keep: Tensor, scores: Tensor, tokens: Tokens) -> Tensor | None:
-        """Return `[B, N]`, how many tokens each survivor stands for after `fuse`; None = as before."""
-        return None
+        Only what stands at `keep` is read; sizes None = as before.
+        """
+        return hidden, None
 
     def flops(self, work: Work) -> float:
         """Return the FLOPs of the matrix products of score, select and fuse for one input, besides the rows themselves."""

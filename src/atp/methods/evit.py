@@ -48,14 +48,14 @@ class EViT(Method):
         """Return the highest scores; the lowest of them is the place of the fused token."""
         return top(scores, tokens.alive, counts)
 
-    def fuse(self, hidden: Tensor, keep: Tensor, scores: Tensor, tokens: Tokens) -> Tensor:
+    def fuse(self, hidden: Tensor, keep: Tensor, scores: Tensor, tokens: Tokens) -> tuple[Tensor, None]:
         """Put the fused token at the lowest kept score."""
         place = fused_place(scores, keep, tokens.alive)
         weight = scores.masked_fill(~tokens.alive | (keep & ~place), 0.0)
         if "class" not in tokens.rows:
             weight = weight / scores.masked_fill(~tokens.alive, 0.0).sum(1, keepdim=True).clamp(min=1e-12)
         fused = (weight.to(hidden.dtype).unsqueeze(-1) * hidden).sum(1, keepdim=True)
-        return torch.where(place.unsqueeze(-1), fused, hidden)
+        return torch.where(place.unsqueeze(-1), fused, hidden), None
 
 
 def fused_place(scores: Tensor, keep: Tensor, alive: Tensor) -> Tensor:

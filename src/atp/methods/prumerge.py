@@ -80,7 +80,7 @@ class PruMerge(Method):
         picks = self.picks(scores, alive, counts)
         return top(scores, alive & ~picks, counts - picks.sum(1))
 
-    def fuse(self, hidden: Tensor, keep: Tensor, scores: Tensor, tokens: Tokens) -> Tensor:
+    def fuse(self, hidden: Tensor, keep: Tensor, scores: Tensor, tokens: Tokens) -> tuple[Tensor, None]:
         """Add the neighbours to the picks; sum what leaves into the extra token."""
         alive, counts = tokens.alive, keep.sum(1)
         picks, extra = self.picks(scores, alive, counts), self.extra(scores, alive, counts)
@@ -92,7 +92,7 @@ class PruMerge(Method):
         grows = (picks & (counts < alive.sum(1)).unsqueeze(1)).gather(1, index).unsqueeze(-1)
         added = torch.where(last, left, share * grows) @ hidden.masked_fill(~alive.unsqueeze(-1), 0.0)
         wide = index.unsqueeze(-1).expand_as(added)
-        return hidden.scatter(1, wide, hidden.gather(1, wide).masked_fill(last, 0.0) + added)
+        return hidden.scatter(1, wide, hidden.gather(1, wide).masked_fill(last, 0.0) + added), None
 
     def flops(self, work: Work) -> float:
         """Return those of neighbours and sums."""

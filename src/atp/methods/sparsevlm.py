@@ -89,19 +89,21 @@ class SparseVLM(Method):
         best = top(scores, alive, kept)
         return best, counts - best.sum(1)
 
-    def fuse(self, hidden: Tensor, keep: Tensor, scores: Tensor, tokens: Tokens) -> Tensor:
+    def fuse(self, hidden: Tensor, keep: Tensor, scores: Tensor, tokens: Tokens) -> tuple[Tensor, None]:
         """Put the mean of each cluster at its centre."""
         best, extra = self.split(scores, tokens.alive, keep.sum(1))
         index, valid = candidates(scores, tokens.alive & ~best, extra)
         if index.shape[1] == 0:
-            return hidden
+            return hidden, None
         wide = index.unsqueeze(-1).expand(-1, -1, hidden.shape[2])
         states = hidden.gather(1, wide)
         into = nearest_centre(distances(states), (keep & ~best).gather(1, index) & valid)
         total = torch.zeros_like(states).scatter_add(1, into.unsqueeze(-1).expand_as(states), states * valid.unsqueeze(-1))
         members = torch.zeros_like(states[..., 0]).scatter_add(1, into, valid.to(states.dtype))
         centre = valid & keep.gather(1, index)
-        return hidden.scatter(1, wide, torch.where(centre.unsqueeze(-1), total / members.clamp(min=1).unsqueeze(-1), states))
+        return hidden.scatter(
+            1, wide, torch.where(centre.unsqueeze(-1), total / members.clamp(min=1).unsqueeze(-1), states)
+        ), None
 
     def flops(self, work: Work) -> float:
         """Return those of the choice of raters and of the clusters."""

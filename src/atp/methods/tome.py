@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from atp.budget.shape import ModelShape
-from atp.fusion import average, matching_flops
+from atp.fusion import matching_flops
 from atp.methods.base import Method, Work, register
 from atp.plan import Site
 from atp.tokens import Tokens
@@ -43,28 +43,19 @@ class ToMe(Method):
         """Return the distance to the most similar live patch of the other set, at least 0."""
         halves = tokens.halves()
         best = torch.full_like(tokens.unit_keys[..., 0], -1.0).scatter(1, halves.odd, halves.best)
-        return (1 - best.scatter(1, halves.even, halves.found)).clamp(min=0)
+        return (1 - best.scatter(1, halves.even, halves.found())).clamp(min=0)
 
     def select(self, scores: Tensor, tokens: Tokens, counts: Tensor) -> Tensor:
         """Return the tokens that are left after merging down to the counts."""
         tokens.notes["matching"] = tokens.matched(counts)
         return tokens.notes["matching"].keep  # type: ignore[no-any-return]
 
-    def fuse(self, hidden: Tensor, keep: Tensor, scores: Tensor, tokens: Tokens) -> Tensor:
+    def fuse(self, hidden: Tensor, keep: Tensor, scores: Tensor, tokens: Tokens) -> tuple[Tensor, Tensor]:
         """Average every group, weighted by sizes."""
-        return average(hidden, keep, *self.groups(keep, tokens))[0]
-
-    def sizes(self, keep: Tensor, scores: Tensor, tokens: Tokens) -> Tensor:
-        """Return how many patches each survivor stands for."""
-        into, weight = self.groups(keep, tokens)
-        return torch.zeros_like(weight).scatter_add(1, into, weight)
-
-    def groups(self, keep: Tensor, tokens: Tokens) -> tuple[Tensor, Tensor]:
-        """Return for each token `[B, N]` the survivor it belongs to, and its size (0 where dead)."""
         matching = tokens.notes.get("matching")
         if matching is None or matching.keep is not keep:
             matching = tokens.matched(keep.sum(1))
-        return tokens.groups(matching)
+        return tokens.merged(hidden, matching)
 
     def flops(self, work: Work) -> float:
         """Return those of the similarity of keys."""

@@ -62,14 +62,14 @@ class VisionZip(Method):
         """Mark what is kept by attention."""
         return top(scores, alive, counts - (counts * self.contextual + 0.5).to(torch.int64))
 
-    def fuse(self, hidden: Tensor, keep: Tensor, scores: Tensor, tokens: Tokens) -> Tensor:
+    def fuse(self, hidden: Tensor, keep: Tensor, scores: Tensor, tokens: Tokens) -> tuple[Tensor, None]:
         """Add to each target the mean of the tokens that joined it."""
         target = keep & ~self.dominant(scores, tokens.alive, keep.sum(1))
         near = tokens.key_likeness.masked_fill(~target.unsqueeze(1), -2.0).argmax(2)
         joins = tokens.alive & ~keep & target.any(1, keepdim=True)
         total = torch.zeros_like(hidden).scatter_add(1, near.unsqueeze(-1).expand_as(hidden), hidden * joins.unsqueeze(-1))
         members = torch.zeros_like(hidden[..., 0]).scatter_add(1, near, joins.to(hidden.dtype))
-        return hidden + total / members.clamp(min=1).unsqueeze(-1)
+        return hidden + total / members.clamp(min=1).unsqueeze(-1), None
 
     def flops(self, work: Work) -> float:
         """Return those of the similarity of keys."""

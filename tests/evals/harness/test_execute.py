@@ -127,8 +127,17 @@ def test_scores_of_a_batch_are_those_of_the_whole(scenes: Path) -> None:
 def test_no_folder_means_drawn_scenes(evaluate, tmp_path: Path) -> None:
     done = evaluate(tmp_path, data="", scenes=2, tasks=("vqav2",), methods=(), corruptions=(), limit=4)
     assert done.made == 4
-    assert len(list((tmp_path / "data" / "val2014").glob("*.jpg"))) == 2
-    assert [p for p in tmp_path.iterdir() if p.name.startswith("data.")] == []
+    assert len(list((tmp_path / "data-val-2" / "val2014").glob("*.jpg"))) == 2
+    assert [p for p in tmp_path.iterdir() if p.name.startswith("data") and p.name != "data-val-2"] == []
+
+
+def test_scenes_of_a_run_that_failed_are_not_taken_for_others(evaluate, tmp_path: Path) -> None:
+    quick: dict[str, Any] = {"data": "", "tasks": ("vqav2",), "methods": (), "corruptions": (), "limit": None}
+    with pytest.raises(AtpError):
+        evaluate(tmp_path, **quick, scenes=2, plans=("nowhere.yaml",))  # after the scenes were drawn, before run.json
+    assert not (tmp_path / header.FILE).exists() and (tmp_path / "data-val-2").is_dir()
+    done = evaluate(tmp_path, **quick, scenes=1)
+    assert {record["image"] for record in read(done.file)[0]} == {"1"}
 
 
 def test_replaced_words_are_not_scored_against_the_old_truth(evaluate, tmp_path: Path) -> None:

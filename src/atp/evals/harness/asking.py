@@ -34,16 +34,29 @@ ACROSS = {"gqa": ("consistency",)}
 MEASURED = 1000  # true answers whose length is looked at: ours
 
 
-def data_folder(settings: Settings, out: Path) -> Path:
-    """Return the folder with the official files, drawing scenes into `out/data` where none is named."""
+def data_place(settings: Settings, out: Path) -> Path:
+    """Return where the official files lie or will: the folder that is named, or one of `out` named by what is drawn into it."""
     if settings.data:
         return Path(settings.data)
-    folder = out / "data"
-    if not folder.is_dir():
-        made = out / f"data.{os.getpid()}"
+    return out / f"data-{settings.split}-{settings.scenes}{'-signs' * _signs(settings)}"
+
+
+def _signs(settings: Settings) -> bool:
+    return any(task.partition(":")[0] == "textvqa" for task in settings.tasks)
+
+
+def data_folder(settings: Settings, out: Path) -> Path:
+    """Return the folder with the official files, drawing scenes into it where none is named.
+
+    Raises:
+        BadInput: they cannot be drawn, e.g. because the disk is full.
+    """
+    folder = data_place(settings, out)
+    if not settings.data and not folder.is_dir():
+        made = folder.with_name(f"{folder.name}.{os.getpid()}")
         try:
             write(made, range(settings.scenes), settings.split)
-            if "textvqa" in settings.tasks:
+            if _signs(settings):
                 write_signs(made, range(settings.scenes), settings.split)
         except OSError as error:
             shutil.rmtree(made, ignore_errors=True)

@@ -56,8 +56,8 @@ def write(folders: Sequence[Path], out: Path) -> tuple[str, Path]:
 def opened(found: Gathered, folders: Sequence[Path]) -> dict[str, Task | str]:
     """Open the tasks again for the metrics over all answers; the reason where the files are gone or changed."""
     settings = Settings.from_dict(found.header["settings"])
-    drawn = [folder / "data" for folder in folders if (folder / "data").is_dir()]
-    place = Path(settings.data) if settings.data else (drawn[0] if drawn else folders[0] / "data")
+    places = [asking.data_place(settings, folder) for folder in folders]
+    place = next((one for one in places if one.is_dir()), places[0])
     out: dict[str, Task | str] = {}
     for name, items in found.header["items"].items():
         try:
