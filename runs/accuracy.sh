@@ -8,9 +8,7 @@ BUDGETS="${BUDGETS:-1.0,0.75,0.6,0.4,0.25}"
 METHODS="${METHODS:-atp,random,uniform,resize,tome,evit}" # the first one is compared with the others
 SCENES="${SCENES:-100}"                                   # also the number of captions
 LIMIT="${LIMIT:-250}"                                     # questions of each task
-if [ "$METHODS" = all ]; then
-    METHODS="$("$python" -c 'import atp; print(",".join(["atp", *(m for m in atp.list_methods() if m not in ("atp", "none"))]))')"
-fi
+if [ "$METHODS" = all ]; then METHODS="$(all_methods)"; fi
 data="$(drawn "$SCENES")"
 each_model accuracy --tasks "$TASKS" --methods "$METHODS" --budgets "$BUDGETS" --data "$data" --limit "$LIMIT"
 "$python" runs/pages.py accuracy --docs "$DOCS" --first "${METHODS%%,*}" "${found[@]}"

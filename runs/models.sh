@@ -13,6 +13,8 @@ if [ "${DRY:-0}" = 1 ]; then
 fi
 OUT="${OUT:-out/results}"
 
+pids=() # parts that run
+trap 'kill "${pids[@]}" 2>/dev/null || true' EXIT
 present=()
 for model in $MODELS; do
     if [ -f "src/atp/models/$model/config.json" ] || [ -f "$model/config.json" ]; then
@@ -23,6 +25,10 @@ for model in $MODELS; do
 done
 [ "${#present[@]}" -gt 0 ] || { echo "none of the models is there: $MODELS" >&2; exit 1; }
 mkdir -p "$OUT" "$DOCS"
+
+all_methods() { # comma-separated, atp first; those that need a file of their own are left out by `atp eval`, aloud
+    "$python" -c 'import atp; print(",".join(["atp", *(m for m in atp.list_methods() if m not in ("atp", "none"))]))'
+}
 
 drawn() { # the folder with $1 scenes in the official schemas, written once
     local folder="$OUT/scenes-$SPLIT-$1"
@@ -35,17 +41,21 @@ drawn() { # the folder with $1 scenes in the official schemas, written once
 }
 
 evaluate() { # model, folder of records, then options of `atp eval`; the same call goes on after a kill
-    local model=$1 out=$2 part pids=() failed=0
+    local model=$1 out=$2 part bar failed=0
     shift 2
     mkdir -p "$out"
-    for ((part = 2; part <= JOBS; part++)); do
-        "$python" -m atp eval --model "$model" --out "$out" --shard "$part/$JOBS" "$@" >"$out/part-$part.log" 2>&1 &
+    pids=()
+    for ((part = 1; part <= JOBS; part++)); do
+        if [ "$part" = 1 ]; then bar=/dev/stderr; else bar="$out/part-$part.bar"; fi # of the first part the bar is shown
+        "$python" -m atp eval --model "$model" --out "$out" --shard "$part/$JOBS" "$@" >"$out/part-$part.log" 2>"$bar" &
         pids+=($!)
     done
-    "$python" -m atp eval --model "$model" --out "$out" --shard "1/$JOBS" "$@" || failed=1
     for part in "${!pids[@]}"; do
-        wait "${pids[$part]}" || { failed=1; tail -n 5 "$out/part-$((part + 2)).log" >&2; }
+        wait "${pids[$part]}" && continue
+        failed=1
+        [ "$part" = 0 ] || tail -n 5 "$out/part-$((part + 1)).bar" >&2
     done
+    pids=()
     [ "$failed" = 0 ] || { echo "$model: a part failed, see above; run the same command to go on" >&2; exit 1; }
     "$python" -m atp report "$out" >"$out/report.txt"
 }

@@ -19,14 +19,18 @@ from atp.evals.grounding.markdown import markdown as grounded
 from atp.evals.harness import gather, report
 from atp.evals.harness.execute import CLEAN
 from atp.evals.harness.gather import Gathered
-from atp.evals.harness.markdown import NOTHING, Table, interval, lead, tables
+from atp.evals.harness.markdown import NOTHING, Table, by_name, interval, lead, tables
 from atp.evals.harness.pareto import points
 from atp.evals.harness.settings import REFERENCE
 from atp.evals.harness.versus import VERDICTS, Versus, tally, versus
 from atp.evals.stats import paired_bootstrap
 
 Rows = Iterable[Sequence[str]]
-POPE = ("accuracy", "precision", "recall", "f1", "yes_ratio", "blind")
+POPE = ("accuracy", "precision", "recall", "f1", "yes_ratio", "true_yes", "blind")
+BLIND = (
+    "yes_ratio: yes said, true_yes: yes true, in per cent. blind: right answers of a guess that knows the object's name only "
+    "and says for each name what is true more often in that split; a model without eyes cannot do better."
+)
 NOT_MEASURED = "not measured"
 
 
@@ -60,8 +64,7 @@ def accuracy(folders: Sequence[Path], docs: Path, first: str) -> str:
     lines += ["", f"![score against counted FLOPs]({figure(runs, docs)})", "", f"## {first} against the others", ""]
     lines += [
         f"Over models, tasks and methods, at each budget. A win or a loss of {first} is a difference whose 95 % interval leaves "
-        "0 out; all else is a tie. † marks settings whose counted FLOPs differ by more than 1 %: some methods have coarse steps, "
-        "and answers have other lengths than those that plans were made for."
+        "0 out; all else is a tie. † marks settings whose counted FLOPs differ by more than 1 %: some methods have coarse steps."
     ]
     refused = [row for _, told in runs for task in told["tasks"] for row in task["rows"] if row.get("refused")]
     lines += [
@@ -222,7 +225,8 @@ def polled(found: Gathered, told: dict[str, Any], task: Any) -> list[str]:
         for label, splits in told["splits"].items()
         for split, values in splits.items()
     ]
-    lines = ["", f"**{told['name']}**", *table(("setting", "split", *POPE), rows)]
+    lines = ["", f"**{told['name']}**", *table(("setting", "split", *POPE), rows), BLIND]
+    lines += written(by_name(told))
     if isinstance(task, str):
         return [*lines, f"Recall against the unpruned model's left out: {task}"]
     there = {example.key for example in task.examples if example.answer == "yes"}

@@ -1,4 +1,4 @@
-"""Two-turn chats, pruned and not: `python runs/turns.py measure OUT.json`, then `page OUT.json ...`. `runs/turns.sh` does both.
+"""Two-turn chats, pruned and not: `python runs/turns.py measure OUT.jsonl`, then `page OUT.jsonl ...`. `runs/turns.sh` does both.
 
 A pair is two questions about different objects of one held-out scene. Both are answered in one chat, the second on the cache of
 the first, or by a fresh prefill of the same conversation.
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any
@@ -15,11 +16,11 @@ from typing import Annotated, Any
 import numpy as np
 import torch
 import typer
-from pages import table
+from pages import NOTHING, table
 from PIL import Image
 from rich.progress import track
 
-from atp.chat import Chat, Talk, talk
+from atp.chat import Chat, talk
 from atp.engine import prune
 from atp.evals.harness import header
 from atp.evals.stats import paired_bootstrap
@@ -27,14 +28,8 @@ from atp.loading import load
 from atp.scenes import ask, make_scene, render
 
 PER_SCENE, LONGEST = 3, 4
-ALL, KEEP, ANEW, FRESH, ALONE, ALONE_ALL = (
-    "all tokens",
-    "keep",
-    "reselect",
-    "fresh prefill",
-    "asked alone",
-    "asked alone, all tokens",
-)
+FIRST, ALL, KEEP, ANEW, FRESH = "first", "all tokens", "keep", "reselect", "fresh prefill"
+ALONE, ALONE_ALL = "asked alone", "asked alone, all tokens"
 TOLD = {
     ALL: "the chat with all tokens",
     KEEP: '`second_turn="keep"`: what the first question chose',
@@ -70,94 +65,104 @@ def pairs(count: int, split: str) -> Iterator[dict[str, Any]]:
         seed += 1
 
 
-def fresh(model: Any, processor: Any, image: Image.Image, said: Talk, question: str, **pruning: Any) -> tuple[str, float]:
-    """Answer the last question of a conversation by one pruned prefill; return the answer and its FLOPs."""
-    chat = Chat(model, processor, image, LONGEST)
-    chat.ids = said.ids
-    inputs = chat.whole(question)
+def fresh(model: Any, processor: Any, pair: dict[str, Any], said: torch.Tensor, **pruning: Any) -> tuple[str, float]:
+    """Answer the second question by one pruned prefill of the conversation `said` and it; return the answer and its FLOPs."""
+    chat = Chat(model, processor, pair["image"], LONGEST)
+    chat.ids = said
+    inputs = chat.whole(pair["questions"][1])
     with torch.inference_mode(), prune(model, processor=processor, **pruning) as run:
         out = model.generate(**inputs, max_new_tokens=LONGEST, do_sample=False)
     answer = processor.batch_decode(out[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)[0]
     return answer.strip(), run.report().flops.total
 
 
-def row(model: Any, processor: Any, pair: dict[str, Any], budget: float) -> dict[str, Any]:
-    """Answer one pair in every way."""
-    image, (first, second) = pair["image"], pair["questions"]
-    asked = (model, processor, image)
-    whole = talk(*asked, (first, second), LONGEST)
+def pruned(model: Any, processor: Any, pair: dict[str, Any], budget: float) -> dict[str, tuple[str, float]]:
+    """Answer one pair at a budget in every way: answers and FLOPs of the second turn, and of the first one."""
+    (first, second), asked = pair["questions"], (model, processor, pair["image"])
     keep, anew = (talk(*asked, (first, second), LONGEST, budget=budget, second_turn=how) for how in ("keep", "reselect"))
-    begun = talk(*asked, (first,), LONGEST, budget=budget)
-    assert keep.answers[0] == anew.answers[0] == begun.answers[0], "one first turn, three answers"
-    again, cost = fresh(*asked, begun, second, budget=budget)
-    alone, alone_all = talk(*asked, (second,), LONGEST, budget=budget), talk(*asked, (second,), LONGEST)
-    answers = {ALL: whole.answers[1], KEEP: keep.answers[1], ANEW: anew.answers[1], FRESH: again}
-    answers |= {ALONE: alone.answers[0], ALONE_ALL: alone_all.answers[0]}
-    flops = {ALL: whole.flops[1], KEEP: keep.flops[1], ANEW: anew.flops[1], FRESH: cost}
-    flops |= {ALONE: alone.flops[0], ALONE_ALL: alone_all.flops[0]}
-    firsts = {ALL: whole.answers[0], KEEP: keep.answers[0]}
+    assert keep.answers[0] == anew.answers[0], "one first turn, two answers"
+    alone = talk(*asked, (second,), LONGEST, budget=budget)
+    found = {
+        FIRST: (keep.answers[0], keep.flops[0]),
+        KEEP: (keep.answers[1], keep.flops[1]),
+        ANEW: (anew.answers[1], anew.flops[1]),
+    }
+    return found | {FRESH: fresh(model, processor, pair, keep.ids[0], budget=budget), ALONE: (alone.answers[0], alone.flops[0])}
+
+
+def whole(model: Any, processor: Any, pair: dict[str, Any]) -> dict[str, tuple[str, float]]:
+    """Answer one pair with all tokens."""
+    chat, alone = (talk(model, processor, pair["image"], some, LONGEST) for some in (pair["questions"], pair["questions"][1:]))
     return {
-        "scene": pair["scene"],
-        "questions": (first, second),
-        "truth": pair["truth"],
-        "first": firsts,
-        "first_flops": {ALL: whole.flops[0], KEEP: keep.flops[0]},
-        "answers": {name: answer.lower() for name, answer in answers.items()},
-        "flops": flops,
+        FIRST: (chat.answers[0], chat.flops[0]),
+        ALL: (chat.answers[1], chat.flops[1]),
+        ALONE_ALL: (alone.answers[0], alone.flops[0]),
     }
 
 
 @app.command()
 def measure(
-    out: Annotated[Path, typer.Argument(help="JSON file to write")],
+    out: Annotated[Path, typer.Argument(help="JSON lines to write, or to go on with")],
     model: Annotated[str, typer.Option(help="shipped name or folder")] = "atp-mini-llava",
-    budget: Annotated[float, typer.Option(help="share of the FLOPs")] = 0.4,
-    pairs_: Annotated[int, typer.Option("--pairs", min=2, help="pairs of questions")] = 150,
+    budgets: Annotated[str, typer.Option(help="shares of the FLOPs, comma-separated")] = "0.6,0.4,0.25",
+    count: Annotated[int, typer.Option("--pairs", min=2, help="pairs of questions")] = 150,
     split: Annotated[str, typer.Option(help="of the scenes")] = "val",
 ) -> None:
-    """Answer all pairs and write the records."""
+    """Answer the pairs that are not answered yet, a line each; the first line says with what."""
     loaded, processor = load(model)
-    wanted = track(list(pairs(pairs_, split)), description=f"{budget:g}", transient=True)
-    rows = [row(loaded, processor, pair, budget) for pair in wanted]
-    facts = {"model": model, "budget": budget, "split": split, "dtype": str(loaded.dtype).removeprefix("torch.")}
+    shares = [float(one) for one in budgets.split(",")]
+    facts = {"model": model, "budgets": shares, "split": split, "dtype": str(loaded.dtype).removeprefix("torch.")}
     facts |= {"versions": header.versions(), "commit": header.commit()}
     out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_text(json.dumps(facts | {"rows": rows}, indent=1) + "\n", encoding="utf-8")
+    there = out.read_text(encoding="utf-8").splitlines() if out.is_file() else []
+    with out.open("a", encoding="utf-8") as file:
+        if not there:
+            file.write(json.dumps(facts) + "\n")
+        done = max(0, len(there) - 1)
+        for pair in track(list(pairs(count, split))[done:], description=model, transient=True):
+            said = {"all": whole(loaded, processor, pair)}
+            said |= {f"{share:g}": pruned(loaded, processor, pair, share) for share in shares}
+            told = {name: pair[name] for name in ("scene", "questions", "truth")}
+            file.write(json.dumps(told | {"said": said}) + "\n")
+            file.flush()
 
 
-def section(told: dict[str, Any]) -> list[str]:
+def section(facts: dict[str, Any], rows: list[dict[str, Any]], budget: float) -> list[str]:
     """Tables of one budget."""
-    rows, scenes = told["rows"], np.array([one["scene"] for one in told["rows"]])
-    said = {name: [one["answers"][name] for one in rows] for name in TOLD}
+    scenes, key = np.array([one["scene"] for one in rows]), f"{budget:g}"
+    both = [one["said"]["all"] | one["said"][key] for one in rows]
+    said = {name: [one[name][0].lower() for one in both] for name in TOLD}
     right = {name: np.array([a == one["truth"][1] for a, one in zip(said[name], rows, strict=True)], float) for name in TOLD}
+    firsts = (np.mean([one["said"][place][FIRST][0].lower() == one["truth"][0] for one in rows]) for place in ("all", key))
 
     def agree(name: str, other: str) -> Any:
         return np.array([a == b for a, b in zip(said[name], said[other], strict=True)], float)
 
     def against(name: str, other: str) -> str:
-        return "" if name == other else str(paired_bootstrap(right[name], right[other], scenes))
+        return NOTHING if name == other else str(paired_bootstrap(right[name], right[other], scenes))
 
-    lines = ["", f"## `{told['model']}` at {told['budget']:g}", ""]
-    first = [np.mean([one["first"][name].lower() == one["truth"][0] for one in rows]) for name in (ALL, KEEP)]
-    lines += [f"First questions: {100 * first[0]:.1f} % right with all tokens, {100 * first[1]:.1f} % pruned.", ""]
     body = [
         (
             name,
             f"{100 * right[name].mean():.1f}",
-            against(name, ALL),
-            against(name, FRESH),
-            *(f"{100 * agree(name, other).mean():.1f}" for other in (FRESH, ALL)),
-            f"{np.mean([one['flops'][name] for one in rows]) / 1e9:.3f}",
+            *(against(name, other) for other in (ALL, FRESH)),
+            *(f"{100 * agree(name, other).mean():.1f}" for other in (ALL, FRESH)),
+            f"{np.mean([one[name][1] for one in both]) / 1e9:.3f}",
         )
         for name in TOLD
     ]
-    head = ("second question", "right, %", "minus all tokens", "minus fresh prefill", "= fresh, %", "= all tokens, %", "GFLOPs")
-    lines += table(head, body)
-    gap = paired_bootstrap(right[ANEW], right[KEEP], scenes)
-    lines += [f"Reselect minus keep: {gap} points right; same answer as the fresh prefill "]
-    lines[-1] += f"{paired_bootstrap(agree(ANEW, FRESH), agree(KEEP, FRESH), scenes)}, as all tokens "
-    lines[-1] += f"{paired_bootstrap(agree(ANEW, ALL), agree(KEEP, ALL), scenes)}."
-    return lines
+    head = ("second question", "right, %", "minus all tokens", "minus fresh prefill", "= all tokens, %", "= fresh, %", "GFLOPs")
+    gaps = [paired_bootstrap(right[ANEW], right[KEEP], scenes)]
+    gaps += [paired_bootstrap(agree(ANEW, other), agree(KEEP, other), scenes) for other in (FRESH, ALL)]
+    first = "First questions: {:.1f} % right with all tokens, {:.1f} % pruned.".format(*(100 * share for share in firsts))
+    return [
+        "",
+        f"## `{facts['model']}` at {budget:g}",
+        "",
+        first,
+        *table(head, body),
+        f"Reselect minus keep, in points: right {gaps[0]}, same answer as the fresh prefill {gaps[1]}, as all tokens {gaps[2]}.",
+    ]
 
 
 @app.command()
@@ -166,24 +171,27 @@ def page(
     docs: Annotated[Path, typer.Option(help="folder of the pages")] = Path("docs/results"),
 ) -> None:
     """Write turns.md."""
-    all_told = [json.loads(path.read_text(encoding="utf-8")) for path in files]
     lines = ["# The second turn of a pruned chat", "", "`bash runs/turns.sh` writes this page and what it rests on.", ""]
-    for told in all_told[:1]:
-        versions = ", ".join(f"{name} {value}" for name, value in told["versions"].items())
-        scenes = len({one["scene"] for one in told["rows"]})
-        lines += [
-            f"{len(told['rows'])} pairs of questions about different objects of {scenes} generated scenes, split {told['split']}; "
-            f"{told['dtype']}; {versions}; commit {told['commit'] or 'unknown'}. The second question is asked on the cache of the "
-            "first, in the model's own chat template. The shipped models were trained on first questions only. Differences in "
-            "points, with 95 % intervals from a paired bootstrap over scenes; GFLOPs of the second turn. Same question from the shell: "
-            "`atp run --image cat.png --question ... --then ...`.",
-            "",
-        ]
+    lines += [
+        "Pairs of questions about different objects of one generated scene; the second is asked on the cache of the first, in "
+        "the model's own chat template. The shipped models were trained on first questions only, so the chat with all tokens "
+        "is the measure, not the second question asked alone. Differences in points, with 95 % intervals from a paired "
+        "bootstrap over scenes; GFLOPs of the second turn. The same from the shell: `atp run --image cat.png --question ... "
+        "--then ...`.",
+        "",
+    ]
     lines += [f"- {name}: {words}." for name, words in TOLD.items()]
-    for told in all_told:
-        lines += section(told)
+    for path in files:
+        facts, *rows = (json.loads(line) for line in path.read_text(encoding="utf-8").splitlines())
+        versions = ", ".join(f"{name} {value}" for name, value in facts["versions"].items())
+        pictures = len({one["scene"] for one in rows})
+        lines += ["", f"`{facts['model']}`: {len(rows)} pairs, {pictures} scenes of split {facts['split']}; {facts['dtype']}; "]
+        lines[-1] += f"{versions}; commit {facts['commit'] or 'unknown'}."
+        for budget in facts["budgets"]:
+            lines += section(facts, rows, budget)
     docs.mkdir(parents=True, exist_ok=True)
-    (docs / "turns.md").write_text("\n".join(lines).rstrip() + "\n", encoding="utf-8")
+    text = re.sub(r"\n{3,}", "\n\n", "\n".join(lines)).rstrip() + "\n"
+    (docs / "turns.md").write_text(text, encoding="utf-8")
     typer.echo(f"wrote {docs / 'turns.md'}")
 
 

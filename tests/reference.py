@@ -101,8 +101,19 @@ def arrived(model: Any, trace: Trace, started: list[int]) -> list[set[int]]:
 
 
 @torch.no_grad()
-def logits(model: Any, inputs: dict[str, Tensor], trace: Trace, answer: Tensor | None = None) -> Tensor:
-    """Logits `[B, T + answer, V]` of the whole sequence, prompt and given answer, under the trace's choices."""
+def logits(
+    model: Any,
+    inputs: dict[str, Tensor],
+    trace: Trace,
+    answer: Tensor | None = None,
+    weights: Tensor | None = None,
+    patch_weights: list[Tensor] | None = None,
+) -> Tensor:
+    """Logits `[B, T + answer, V]` of the whole sequence, prompt and given answer, under the trace's choices.
+
+    `weights` `[B, T]` is added to the logits of the prompt's places in the language model's attention, `patch_weights`, one of
+    `[P, patches]` a layer, to those of the patches in the tower's.
+    """
     ids, real = inputs["input_ids"], inputs["attention_mask"].bool()
     if answer is not None and answer.shape[1]:
         ids, real = torch.cat([ids, answer], 1), torch.cat([real, torch.ones_like(answer, dtype=torch.bool)], 1)
@@ -114,9 +125,18 @@ def logits(model: Any, inputs: dict[str, Tensor], trace: Trace, answer: Tensor |
     images = inputs["pixel_values"].shape[0]
     patches = kept_by_layer(trace, "vision", layers, images, [tiny.PATCHES] * images)
     window = getattr(model.config.text_config, "sliding_window", None)
+    hidden = text_masks(ids, real, alive, window)
+    if weights is not None:
+        wide = torch.nn.functional.pad(weights, (0, ids.shape[1] - weights.shape[1]))
+        hidden = [mask + wide[:, None, None, :] for mask in hidden]
     positions = (real.long().cumsum(1) - 1).clamp(min=0)
     text, tower = model.model.language_model.layers, model.model.vision_tower.encoder.layers
-    with masked(tower, tower_masks(model, patches), True), masked(text, text_masks(ids, real, alive, window), False):
+    seen = tower_masks(model, patches)
+    if patch_weights is not None:
+        cut = seen[0].shape[-1] - tiny.PATCHES
+        added = [torch.nn.functional.pad(own, (cut, 0)) for own in patch_weights]
+        seen = [mask + own[:, None, None, :] for mask, own in zip(seen, added, strict=True)]
+    with masked(tower, seen, True), masked(text, hidden, False):
         # A hole in a mask of ones is never read: the layers get their own.
         result: Tensor = model(
             input_ids=ids, attention_mask=torch.ones_like(ids), pixel_values=inputs["pixel_values"], position_ids=positions,

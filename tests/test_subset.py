@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from atp import subset
-from atp.subset import build
+from atp.subset import build, weighted
 
 LIVE = torch.tensor([[1, 0, 1, 1, 0, 1], [0, 0, 1, 0, 0, 1]], dtype=torch.bool)
 LOW = torch.finfo(torch.float64).min
@@ -82,3 +82,17 @@ def test_ragged_masks() -> None:
     assert tower.dtype == torch.float32
     assert (tower[0, 0, :, 0] < -1e30).all()
     assert (tower[1] == 0).all()
+
+
+def test_a_column_that_stands_for_several_counts_as_several() -> None:
+    """Softmax with log s added to a logit is softmax with that column s times (proportional attention)."""
+    torch.manual_seed(0)
+    logits = torch.randn(1, 1, 2, 3, dtype=torch.float64)
+    sizes = torch.tensor([[1.0, 3.0, 2.0]], dtype=torch.float64)
+    allowed = torch.tensor([[[[True, True, False], [True, True, True]]]])
+    got = (logits + weighted(allowed, sizes.log(), torch.float64)).softmax(-1)
+    wide = logits.repeat_interleave(torch.tensor([1, 3, 2]), 3)
+    seen = allowed.repeat_interleave(torch.tensor([1, 3, 2]), 3)
+    want = wide.masked_fill(~seen, -torch.inf).softmax(-1)
+    torch.testing.assert_close(got, torch.stack([want[..., 0], want[..., 1:4].sum(-1), want[..., 4:].sum(-1)], -1))
+    assert weighted(allowed, None, torch.float64) is allowed

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from atp.engine import prune as prune
     from atp.engine import workload_of as workload_of
     from atp.errors import AtpError as AtpError
+    from atp.grouping import batches as batches
     from atp.images import load_image as load_image
     from atp.loading import build_inputs as build_inputs
     from atp.loading import load as load
@@ -40,6 +41,7 @@ _WHERE = {
     "Tokens": "tokens",
     "Trace": "tokens",
     "Workload": "budget.cost",
+    "batches": "grouping",
     "build_inputs": "loading",
     "list_methods": "methods",
     "list_models": "adapters",

@@ -20,11 +20,13 @@ from atp.errors import AtpError
 class Columns:
     """Logical positions `[B, C]` of stored columns; `valid` `[B, C]` is False on padding, None where all are valid.
 
+    `weight` `[B, C]` is added to the logits of a column that stands for several tokens, the logarithm of how many; None = 0.
     All layers between two sites share one object, and one reordered copy of it per beam step.
     """
 
     positions: Tensor
     valid: Tensor | None
+    weight: Tensor | None = None
     _last: dict[str, Any] = field(default_factory=dict, compare=False, repr=False)
 
     @property
@@ -32,11 +34,16 @@ class Columns:
         """C."""
         return self.positions.shape[1]
 
+    @property
+    def plain(self) -> bool:
+        """Whether no mask is needed: every column is valid and stands for one token."""
+        return self.valid is None and self.weight is None
+
     def select(self, index: Tensor) -> Columns:
         """Take rows of the batch."""
         if self._last.get("index") is not index:
-            valid = None if self.valid is None else self.valid[index]
-            self._last.update(index=index, result=Columns(self.positions[index], valid))
+            valid, weight = (None if part is None else part[index] for part in (self.valid, self.weight))
+            self._last.update(index=index, result=Columns(self.positions[index], valid, weight))
         result: Columns = self._last["result"]
         return result
 
@@ -46,14 +53,24 @@ class Columns:
             return self
         key = (first, count)
         if self._last.get("span") != key:
-            batch, device = self.positions.shape[0], self.positions.device
-            tail = torch.arange(first, first + count, device=device).expand(batch, -1)
-            valid = self.valid
-            if valid is not None:
-                valid = torch.cat([valid, valid.new_ones(batch, count)], dim=1)
-            self._last.update(span=key, extended=Columns(torch.cat([self.positions, tail], dim=1), valid))
+            tail = torch.arange(first, first + count, device=self.positions.device).expand(len(self.positions), -1)
+            self._last.update(span=key, extended=self.join(Columns(tail, None)))
         result: Columns = self._last["extended"]
         return result
+
+    def join(self, later: Columns) -> Columns:
+        """Append other columns."""
+
+        def both(own: Tensor | None, more: Tensor | None, fill: float) -> Tensor | None:
+            if own is None and more is None:
+                return None
+            kind = own if own is not None else more
+            assert kind is not None
+            parts = zip((self, later), (own, more), strict=True)
+            return torch.cat([kind.new_full(c.positions.shape, fill) if part is None else part for c, part in parts], dim=1)
+
+        positions = torch.cat([self.positions, later.positions], dim=1)
+        return Columns(positions, both(self.valid, later.valid, 1), both(self.weight, later.weight, 0))
 
 
 @dataclass(frozen=True)
@@ -188,7 +205,8 @@ class SubsetStore:
         used = int((valid * torch.arange(1, columns.size + 1, device=valid.device)).max())
         self._trim(self.stored - used)
         valid = valid[:, :used]
-        self.base = Columns(columns.positions[:, :used], None if bool(valid.all()) else valid)
+        weight = None if columns.weight is None else columns.weight[:, :used]
+        self.base = Columns(columns.positions[:, :used], None if bool(valid.all()) else valid, weight)
 
     def _trim(self, count: int) -> None:
         assert self.keys is not None and self.values is not None

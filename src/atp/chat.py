@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,6 +12,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from atp.adapters import adapt
 from atp.asking import build_inputs, next_prompt
 from atp.engine import prune
 from atp.errors import BadInput
@@ -38,6 +39,11 @@ class Chat:
     def __init__(self, model: Any, processor: Any, image: Image.Image, max_new_tokens: int = 16) -> None:
         if max_new_tokens < 1:
             raise BadInput(f"max_new_tokens is at least 1, got {max_new_tokens}; e.g. --max-new-tokens 16")
+        if adapt(model).shape.cross is not None or adapt(model).connects == "keys":
+            raise BadInput(
+                f"a chat goes on with a cache that holds the image; that of a {type(model).__name__} does not: ask "
+                "each question as a first one"
+            )
         self.model, self.processor, self.image, self.longest = model, processor, image, max_new_tokens
         self.ids: Tensor | None = None
         self._cache: Any = None
@@ -94,13 +100,13 @@ class Talk:
     Attributes:
         answers: one a question.
         flops: counted FLOPs of each turn, of tower, connector, language model and choosing.
-        ids: `[1, L]` the conversation.
+        ids: `[1, L]` the conversation after each turn.
         kept: tokens kept, by stack and layer, at the last choice.
     """
 
     answers: list[str]
     flops: list[float]
-    ids: Tensor
+    ids: list[Tensor]
     kept: dict[str, dict[int, list[int]]]
 
 
@@ -120,6 +126,7 @@ def talk(
     if not questions:
         raise BadInput("no question given; expected e.g. ['What is the leftmost object?', 'What color is the cup?']")
     answers: list[str] = []
+    ids: list[Tensor] = []
     totals = [0.0]
     with warnings.catch_warnings():
         if not pruning:
@@ -129,5 +136,29 @@ def talk(
             for question in questions:
                 answers.append(chat.ask(question))
                 totals.append(run.report().flops.total)
-    assert chat.ids is not None
-    return Talk(answers, [b - a for a, b in itertools.pairwise(totals)], chat.ids, run.report().kept)
+                assert chat.ids is not None
+                ids.append(chat.ids)
+    return Talk(answers, [b - a for a, b in itertools.pairwise(totals)], ids, run.report().kept)
+
+
+def talks(
+    model: Any,
+    processor: Any,
+    image: Image.Image,
+    questions: Sequence[str],
+    max_new_tokens: int = 16,
+    on_step: Callable[[str], None] | None = None,
+    **pruning: Any,
+) -> dict[str, Talk]:
+    """Ask in a row with all tokens, pruned, and pruned with second turns chosen anew where the model can.
+
+    Args, Raises: as `talk`; `on_step` is called with a few words before each part of the work.
+    """
+    asked, found = (model, processor, image, questions, max_new_tokens), {}
+    say = on_step or (lambda words: None)
+    say("answering with all tokens")
+    found["all tokens"] = talk(*asked)
+    for name, how in (("pruned", "keep"), ("pruned, chosen anew", "reselect")):
+        say(f"answering {name}")
+        found[name] = talk(*asked, second_turn=how, **pruning)
+    return found

@@ -27,6 +27,7 @@ from atp.evals.harness import command
 from atp.gate.command import train_gate
 
 if TYPE_CHECKING:
+    from atp.chat import Talk
     from atp.compare import Comparison
 
 app = typer.Typer(
@@ -68,6 +69,7 @@ def top(
 def run(
     image: Annotated[str | None, typer.Option(help="JPEG, PNG, WebP, BMP, TIFF or GIF file.")] = None,
     question: Annotated[str | None, typer.Option(help="What to ask about it.")] = None,
+    then: Annotated[list[str] | None, typer.Option(help="The next question of the same chat; can be repeated.")] = None,
     model: ModelOption = "atp-mini-llava",
     budget: BudgetOption = None,
     method: MethodOption = None,
@@ -85,13 +87,24 @@ def run(
         raise BadInput("no image given; expected e.g. --image cat.png")
     if question is None or not question.strip():
         raise BadInput('no question given; expected e.g. --question "How many dogs are there?"')
+    if then and overlay is not None:
+        raise BadInput("--overlay shows one question, a chat has several; leave --overlay or --then away")
     seen = load_image(image)
-    with _bar(3) as step:
+    with _bar(4 if then else 3) as step:
         step("loading the model")
         from atp.compare import compare
 
         loaded, processor = atp.load(model, dtype=dtype, device=device)
-        result = compare(loaded, processor, seen, question, budget, method, plan, max_new_tokens, step)
+        if then:
+            from atp.chat import talks
+
+            asked, pruning = [question, *then], {"budget": budget, "method": method, "plan": plan}
+            found = talks(loaded, processor, seen, asked, max_new_tokens, step, **pruning)
+        else:
+            result = compare(loaded, processor, seen, question, budget, method, plan, max_new_tokens, step)
+    if then:
+        _print_talks(asked, found, as_json)
+        return
     if overlay is not None:
         from atp.demo import picture
 
@@ -199,6 +212,18 @@ def _print_comparison(result: Comparison) -> None:
             table.add_row(f"kept at {stack} layer {layer}", str(started), str(kept), f"{kept / max(1, started):.1%}")
     console.print(Text(f"{result.question}   [{result.method}]", style="bold"), soft_wrap=True)
     console.print(table)
+
+
+def _print_talks(questions: list[str], found: dict[str, Talk], as_json: bool) -> None:
+    if as_json:
+        told = {name: {"answers": one.answers, "flops": one.flops} for name, one in found.items()}
+        typer.echo(json.dumps({"questions": questions, "talks": told}, ensure_ascii=False, allow_nan=False))
+        return
+    table = _table("question", *found)
+    for turn, question in enumerate(questions):
+        table.add_row(question, *(f"{one.answers[turn] or '-'}  [{_flops(one.flops[turn])}]" for one in found.values()))
+    Console().print(table)
+    Console().print(Text("in brackets: counted FLOPs of the turn, from pixels or on the cache"), soft_wrap=True)
 
 
 def _flops(value: float) -> str:

@@ -107,6 +107,18 @@ def cut_mask(mask: Tensor, rows: Tensor | None, columns: Tensor | None, total: i
     return mask if width == total else close(mask, shifted >= 0)
 
 
+def weighted(mask: Tensor, weight: Tensor | None, dtype: torch.dtype | None) -> Tensor:
+    """Add `weight` `[B, C]` to the logits of columns in a mask `[B, H, Q, C]`, which becomes additive; None = nothing.
+
+    Proportional attention (Bolya et al., ICLR 2023, section 3): a key that stands for s tokens gets log s.
+    """
+    if weight is None or dtype is None:
+        return mask
+    if mask.dtype == torch.bool:
+        mask = torch.zeros(mask.shape, dtype=dtype, device=mask.device).masked_fill(~mask, torch.finfo(dtype).min)
+    return mask + weight[:, None, None, :].to(mask.dtype)
+
+
 def cut_segments(segments: Tensor, subset: Subset) -> Tensor:
     """Move the borders `[n + 1]` of sequences packed into one to the rows that run; empty sequences vanish.
 

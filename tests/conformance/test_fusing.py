@@ -16,7 +16,7 @@ import invariants
 import reference
 import tiny
 from atp.adapters import adapt
-from atp.engine import prune
+from atp.engine import passes, prune
 from atp.errors import InvalidPlan
 from atp.methods import METHODS
 from atp.methods.base import Method
@@ -37,6 +37,7 @@ class Seen:
     given: Tensor
     fused: Tensor
     scores: Tensor
+    sizes: Tensor | None = None
 
 
 @contextmanager
@@ -47,7 +48,7 @@ def spying(cls: type[Method]) -> Iterator[list[Seen]]:
 
     def fuse(self: Method, hidden: Tensor, keep: Tensor, scores: Tensor, tokens: Tokens) -> tuple[Tensor, Tensor | None]:
         made = plain(self, hidden, keep, scores, tokens)
-        seen.append(Seen(tokens, keep, hidden, made[0], scores))
+        seen.append(Seen(tokens, keep, hidden, made[0], scores, made[1]))
         return made
 
     cls.fuse = fuse  # type: ignore[method-assign]
@@ -89,6 +90,30 @@ def edited(model: Any, inputs: Any, seen: list[Seen], found: list[tuple[Tensor, 
             handle.remove()
 
 
+def weights(seen: list[Seen], layers: int) -> list[Tensor]:
+    """Logarithm of how many patches each patch stands for, layer by layer of the tower, `[P, N]`."""
+    made = [torch.zeros(seen[0].keep.shape, dtype=torch.float64)] * layers
+    for one in seen:
+        if one.tokens.stack == "vision":
+            assert one.sizes is not None
+            grown = torch.where(one.keep, one.sizes, 1.0).log().to(torch.float64)
+            made[one.tokens.layer :] = [grown] * (layers - one.tokens.layer)
+    return made
+
+
+def at_places(model: Any, inputs: Any, grown: Tensor) -> Tensor:
+    """Lay the patches' weights out over the prompts, `[B, T]`."""
+    ids = inputs["input_ids"]
+    size = tiny.visual(model)
+    cut = tiny.PATCHES - size  # a class token that is a visual token stands for itself
+    made, number = torch.zeros(ids.shape, dtype=torch.float64), 0
+    for row, place in (ids == tiny.IMAGE).nonzero().tolist():
+        patch = number % size + cut
+        made[row, place] = grown[number // size, patch] if patch >= 0 else 0.0
+        number += 1
+    return made
+
+
 @pytest.mark.parametrize("kind", ["clip-llama", "siglip-qwen2"])
 @pytest.mark.parametrize("name", FUSING)
 @pytest.mark.parametrize(("adaptive", "side"), [(False, "left"), (True, "right")])
@@ -101,7 +126,11 @@ def test_fused_states_go_on_in_the_place_of_the_survivors(kind: str, name: str, 
     assert seen and run.dropped > 0
     found: list[tuple[Tensor, list[Tensor]]] = []
     with edited(model, inputs, seen, found):
-        want = reference.logits(model, inputs, run.trace, answer)
+        more: tuple[Any, ...] = ()
+        if run.method.weighs("language"):
+            layers = weights(seen, len(model.model.vision_tower.encoder.layers))
+            more = (at_places(model, inputs, layers[-1]), layers)
+        want = reference.logits(model, inputs, run.trace, answer, *more)
     assert (got - want)[invariants.readable(inputs, answer)].abs().max() <= 1e-9
     assert len(found) == len(seen)
     for one, (states, own) in zip(seen, found, strict=True):
@@ -110,6 +139,12 @@ def test_fused_states_go_on_in_the_place_of_the_survivors(kind: str, name: str, 
             torch.testing.assert_close(one.given[row, : len(where)][live], states[row, where[live]], rtol=0, atol=1e-9)
     plain = reference.logits(model, inputs, run.trace, answer)
     assert (got - plain)[invariants.readable(inputs, answer)].abs().max() > 1e-6, "merging changed nothing"
+
+
+def test_the_reference_notices_when_merged_patches_count_as_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(passes, "weighted", lambda mask, *rest: mask)
+    with pytest.raises(AssertionError):
+        test_fused_states_go_on_in_the_place_of_the_survivors("clip-llama", "atp", False, "left")
 
 
 def test_sizes_add_up_over_sites() -> None:

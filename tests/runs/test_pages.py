@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import importlib.util
+import importlib
 import json
 import os
 import subprocess
@@ -22,13 +22,16 @@ SCORES = {"none": "11111111", "atp": "11111110", "random": "00000011"}
 SHARE = {"none": 1.0, "atp": 0.4, "random": 0.42}
 
 
-@pytest.fixture(scope="module")
-def pages() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("pages", RUNS / "pages.py")
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+@pytest.fixture
+def pages(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    monkeypatch.syspath_prepend(str(RUNS))
+    return importlib.import_module("pages")
+
+
+@pytest.fixture
+def peers(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    monkeypatch.syspath_prepend(str(RUNS))
+    return importlib.import_module("peers")
 
 
 def record(method: str, disturbance: str, number: int) -> dict[str, Any]:
@@ -77,6 +80,42 @@ def test_accuracy(pages: ModuleType, folder: Path, tmp_path: Path) -> None:
     assert "Losses: 1 of 1." in (tmp_path / "docs" / "accuracy.md").read_text()
 
 
+def test_peers(peers: ModuleType, folder: Path, tmp_path: Path) -> None:
+    peers.main([folder], tmp_path / "docs", "atp")
+    text = (tmp_path / "docs" / "peers.md").read_text()
+    assert "| none | 100.0 |  |  |  |" in text
+    assert "| **atp** | **87.5** | 1.0 | 87.5 of 1 | 87.5 |" in text
+    assert "| random | 25.0 (+62.5\\*)† | 2.0 | 25.0 of 1 | 87.5 |" in text  # significantly better, at other FLOPs
+    assert "| 0.4 | 1 | 87.5 | random 25.0 | +62.5 |" in text
+    assert "| fastv | m | all | out of reach; the lowest is 0.68 |" in text
+    assert "| random | m vqav2 | 0.4 | 0.420 |" in text and "| atp | m vqav2" not in text
+    assert "Losses: 0 of 1." in text and "\n\n\n" not in text
+    assert "<svg" in (tmp_path / "docs" / "peers-m.svg").read_text()
+    peers.main([folder], tmp_path / "docs", "random")
+    text = (tmp_path / "docs" / "peers.md").read_text()
+    assert "| atp | 87.5 (-62.5 **!**)† | 1.0 |" in text and "Losses: 1 of 1." in text
+
+
+def test_reasons_are_told_once_for_all_tasks_and_models(peers: ModuleType) -> None:
+    def refused(why: str, lowest: float | None) -> dict[str, Any]:
+        return {"refused": why, "lowest": lowest, "score": None}
+
+    words = "budget 0.4 cannot be reached by method 'dart' at the sites language:2 (images=1, text=11): the lowest reachable is"
+    rows = {
+        (("atp-mini-a", "vqav2"), "dart 0.4"): refused(f"{words} 0.69; use ...", 0.69),
+        (("atp-mini-a", "coco"), "dart 0.4"): refused(f"{words} 0.71; use ...", 0.71),
+        (("atp-mini-a", "vqav2"), "gate 0.6"): refused("needs weights=", None),
+        (("atp-mini-a", "vqav2"), "gate 0.4"): refused("needs weights=", None),
+        (("atp-mini-b", "vqav2"), "gate 0.6"): refused("needs weights=", None),
+        (("atp-mini-b", "vqav2"), "gate 0.4"): refused("needs weights=", None),
+    }
+    found = peers.missing(peers.Peers("atp", (), rows, {}, ("dart", "gate"), (0.6, 0.4)))
+    assert found[3:-1] == [
+        "| dart | a | 0.4 | cannot be reached at the sites language:2; the lowest is 0.69 |",
+        "| gate | a, b | all | needs weights= |",
+    ]
+
+
 def test_robustness(pages: ModuleType, folder: Path, tmp_path: Path) -> None:
     (folder / "contrast.json").write_text(
         json.dumps({"pairs": 3, "scores": {"none": {"original": 90.0, "changed": 80.0, "both": 75.0, "unmoved": 5.0}}})
@@ -103,4 +142,4 @@ def test_absent_models_are_skipped_aloud(script: str, tmp_path: Path) -> None:
 
 
 def test_every_table_has_its_script() -> None:
-    assert SCRIPTS == ["accuracy.sh", "grounding.sh", "hallucination.sh", "robustness.sh"]
+    assert SCRIPTS == ["accuracy.sh", "grounding.sh", "hallucination.sh", "peers.sh", "robustness.sh"]

@@ -28,6 +28,7 @@ class Arrivals:
         grid: largest height and width of an image.
         grids: of each image.
         scored: whether the tower scored them.
+        merged: whether it merged some.
     """
 
     visual: Tensor
@@ -38,6 +39,7 @@ class Arrivals:
     grid: tuple[int, int]
     grids: list[tuple[int, int]]
     scored: bool = False
+    merged: bool = False
 
     @property
     def total(self) -> int:
@@ -111,7 +113,8 @@ def arrivals(adapter: Adapter, prompt: Prompt, source: Source, tower: TowerPass 
     facts = torch.cat(packed).to(device)
     facts[:, 0] = facts[:, 0].nan_to_num(1.0)
     grid = (max(h for h, _ in tower.grids), max(w for _, w in tower.grids))
-    return Arrivals(visual, facts, made, carried, counts, grid, list(tower.grids), tower.scores is not None)
+    told = (tower.scores is not None, tower.sizes is not None)
+    return Arrivals(visual, facts, made, carried, counts, grid, list(tower.grids), *told)
 
 
 def unknown_images(visual: Tensor) -> Arrivals:
@@ -172,6 +175,7 @@ def of_prompt(prompt: Prompt, arrived: Sequence[Arrivals]) -> tuple[Census, list
         ids=prompt.ids,
         candidates=prompt.candidates,
         carried=facts[..., 1].masked_fill(~alive, torch.nan) if any(one.scored for one in arrived) else None,
+        sizes=facts[..., 5].nan_to_num(1.0) if any(one.merged for one in arrived) else None,
     )
     return census, rows
 

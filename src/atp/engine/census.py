@@ -14,7 +14,7 @@ from torch import Tensor
 from atp.adapters.base import Adapter, Args, Images, Kwargs
 from atp.tokens import Record
 
-CHANNELS = ("alive", "score", "row", "column", "image")
+CHANNELS = ("alive", "score", "row", "column", "image", "size")
 """What `Adapter.pack` carries from the tower's tokens to the visual tokens of the prompt."""
 
 HALF = 0.5 - 1e-4
@@ -108,6 +108,14 @@ class Census:
             return marks.scatter_reduce(1, self.places, patches.to(torch.uint8), "amax").bool() | self.others
         return torch.zeros_like(self.others).scatter(1, self.places, patches) | self.others
 
+    def weights(self) -> Tensor | None:
+        """Logarithm of how many tokens each place stands for, `[S, T]` in float32; None = one each."""
+        if self.sizes is None or self.packed:
+            return None
+        grown = self.sizes.clamp(min=1).log().masked_fill(~self.alive, 0.0).to(torch.float32)
+        wide = grown.unsqueeze(-1).expand_as(self.where).reshape(self.others.shape[0], -1)
+        return torch.zeros_like(self.others, dtype=torch.float32).scatter_reduce(1, self.places, wide, "amax")
+
     def live_counts(self) -> list[int]:
         """How many places of each sequence run."""
         own = [a * self.group + b for a, b in zip(self.counts, self.other_counts, strict=True)]
@@ -138,10 +146,12 @@ class Census:
             started=self.started,
             counts=self.counts,
             scores=self.scores,
+            sizes=self.sizes,
             lengths=self.lengths(layers),
             grids=list(images.grids),
             group=self.group,
             records=records,
+            packed=self.packed,
         )
 
     def spell(self, keep: Tensor, counts: list[int], layer: int) -> None:
@@ -199,6 +209,7 @@ class TowerPass:
         alive: `[P, N]` bool.
         started, counts: tokens of each image, and those alive.
         scores: `[P, N]` of the tower's last scored site, or None.
+        sizes: `[P, N]` how many tokens each stands for, None = one each.
         lengths: patches (and class token) that ran in each layer, per image.
         grids: (height, width) of each image, in tokens.
         group: patches of a token.
@@ -207,6 +218,7 @@ class TowerPass:
         layout: how they became visual tokens, where the adapter watched that.
         asked: FLOPs of the connector for an image whatever is alive, None = those of the model's shape.
         records: what its sites did.
+        packed: whether all images lay in one sequence, so that none was padded to another's length.
     """
 
     alive: Tensor
@@ -216,11 +228,13 @@ class TowerPass:
     lengths: list[tuple[int, ...]]
     grids: list[tuple[int, int]]
     group: int = 1
+    sizes: Tensor | None = None
     embedded: int | None = None
     connected: list[int] | None = None
     layout: Any = None
     asked: float | None = None
     records: list[Record] = field(default_factory=list)
+    packed: bool = False
 
     def laid_out(self, adapter: Adapter, name: str, args: Args, kwargs: Kwargs, made: Any) -> Any:
         """Note the layout in a call of a watched method, and return what it made, mended."""
@@ -236,7 +250,9 @@ class TowerPass:
         width = torch.tensor([w for _, w in self.grids], device=device).unsqueeze(1)
         scores = torch.full_like(number, torch.nan, dtype=torch.float32) if self.scores is None else self.scores
         index = torch.arange(images, device=device).unsqueeze(1).expand(-1, most)
-        return torch.stack([part.to(torch.float32) for part in (self.alive, scores, number // width, number % width, index)], -1)
+        sizes = torch.ones_like(scores) if self.sizes is None else self.sizes
+        parts = (self.alive, scores, number // width, number % width, index, sizes)
+        return torch.stack([part.to(torch.float32) for part in parts], -1)
 
 
 def of_tower(images: Images) -> Census:

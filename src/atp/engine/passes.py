@@ -20,7 +20,7 @@ from atp.engine.census import Census
 from atp.engine.choice import Chooser
 from atp.engine.facts import Place
 from atp.plan import Step
-from atp.subset import Subset, build, close, cut_mask, cut_segments, gather, open_rows, ragged_mask, scatter
+from atp.subset import Subset, build, close, cut_mask, cut_segments, gather, open_rows, ragged_mask, scatter, weighted
 from atp.tokens import Record
 from atp.tracing import traced
 
@@ -58,6 +58,7 @@ class StackPass:
         self.merged: list[tuple[Tensor, Tensor]] = []  # residuals before and after tokens were merged
         self._narrow: tuple[Tensor, Tensor, int | None] | None = None  # last full output, the rows it was made of, its version
         self._memo: dict[tuple[Any, ...], tuple[Any, ...]] = {}
+        self.weights: Tensor | None = None  # logarithm of how many tokens each place stands for
         if census is not None and census.counts != census.started:
             self.shrink()
 
@@ -65,6 +66,8 @@ class StackPass:
         """Run on the live tokens from here on."""
         assert self.census is not None
         self.subset = build(self.census.live(), self.census.live_counts())
+        weighs = self.view.maskable and self.chooser.method.weighs(self.view.name)
+        self.weights = self.census.weights() if weighs else None
         self._memo.clear()
         self._narrow = None
 
@@ -118,6 +121,9 @@ class StackPass:
         subset, length = self.subset, call.hidden.shape[1]
         if subset is None and (store is None or store.base is None):
             return None
+        if subset is None and call.mask is None and store is not None and store.base is not None and store.base.plain:
+            store.announce(length)  # nothing to mask: decoding goes on without a tensor of ours
+            return None
         past = 0 if store is None else store.seen
         columns = self._columns(call.hidden, store)
         if store is not None:
@@ -155,12 +161,22 @@ class StackPass:
             tail = store.stored - store.base.size
             return store.base.extend(store.seen - tail, tail + length)
         if store is None or store.stored == 0:
-            fresh: Columns = self._remember(("fresh",), lambda: (Columns(subset.rows, subset.valid),))[0]
+            fresh: Columns = self._remember(("fresh",), lambda: (self._own(0),))[0]
             return fresh
         base, seen = store.base, store.seen
         known = ("columns", id(base), seen, store.stored)
-        joined: Columns = self._remember(known, lambda: (_join(store.columns(batch, hidden.device), subset, seen), base))[0]
+        joined: Columns = self._remember(known, lambda: (self._joined(store, batch, hidden.device), base))[0]
         return joined
+
+    def _own(self, seen: int) -> Columns:
+        """The columns of the rows that run, at logical positions after `seen`."""
+        assert self.subset is not None
+        weight = None if self.weights is None else self.weights.gather(1, self.subset.rows)
+        return Columns(self.subset.rows + seen if seen else self.subset.rows, self.subset.valid, weight)
+
+    def _joined(self, store: SubsetStore, batch: int, device: torch.device) -> Columns:
+        """The stored columns and those of the rows that run."""
+        return store.columns(batch, device).join(self._own(store.seen))
 
     def _mask(self, call: LayerCall, columns: Columns, total: int) -> Tensor | None:
         key = ("mask", id(call.mask), id(columns))
@@ -168,20 +184,21 @@ class StackPass:
         return made
 
     def _cut_mask(self, call: LayerCall, columns: Columns, total: int) -> Tensor | None:
+        """Cut the model's mask, close padding columns, and add what merged tokens weigh to their logits."""
         subset = self.subset
-        rows = None if subset is None else subset.rows
+        dtype = call.hidden.dtype if self.view.additive_masks or columns.weight is not None else None
         if call.mask is None:
-            if columns.valid is None:
+            if columns.plain:
                 return None
             queries = call.hidden.shape[1] if subset is None else subset.size
-            dtype = call.hidden.dtype if self.view.additive_masks else None
-            return ragged_mask(columns.valid, queries, self.view.causal, dtype)
-        mask = cut_mask(call.mask, rows, columns.positions, total)
+            valid = torch.ones_like(columns.positions, dtype=torch.bool) if columns.valid is None else columns.valid
+            return weighted(ragged_mask(valid, queries, self.view.causal, dtype), columns.weight, dtype)
+        mask = cut_mask(call.mask, None if subset is None else subset.rows, columns.positions, total)
         if columns.valid is not None:
             mask = close(mask, columns.valid)
         if subset is not None and subset.valid is not None:
             mask = open_rows(mask, subset.valid)
-        return mask
+        return weighted(mask, columns.weight, dtype)
 
     def _remember(self, key: tuple[Any, ...], make: Any) -> tuple[Any, ...]:
         """Compute once per subset. What is made keeps its sources alive, so that no `id` is used twice."""
@@ -241,15 +258,3 @@ def biased(call: LayerCall) -> Tensor | None:
 def cut_bias(bias: Tensor, subset: Subset) -> Tensor:
     """Take the rows and columns that run of what distances add."""
     return cut_mask(bias, subset.rows, subset.rows, subset.length)
-
-
-def _join(old: Columns, subset: Subset, seen: int) -> Columns:
-    """Append a subset's rows, at logical positions after `seen`, to stored columns."""
-    positions = torch.cat([old.positions, subset.rows + seen], dim=1)
-    if old.valid is None and subset.valid is None:
-        return Columns(positions, None)
-    parts = [
-        torch.ones_like(place, dtype=torch.bool) if valid is None else valid
-        for place, valid in ((old.positions, old.valid), (subset.rows, subset.valid))
-    ]
-    return Columns(positions, torch.cat(parts, dim=1))

@@ -15,6 +15,8 @@ from atp.tokens import Record
 
 UNITS = ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1, ""))
 PARTS = ("vision", "connector", "prefill", "decode", "selection")
+TELL = 0.05
+"""Ours: padding below it is not worth a line."""
 
 
 @dataclass
@@ -31,6 +33,7 @@ class Ledger:
         seconds: host time of scoring and choosing.
         kept: of the last forward, tokens kept by stack, layer and input.
         tiles: of its pictures in tiles, (ran, all) of each.
+        rows_run, rows_asked: of each stack, over layers: with what pads inputs to the longest of their batch, and without.
     """
 
     images: Counter[tuple[int, tuple[int, ...], int | None, int | None, float | None]] = field(default_factory=Counter)
@@ -42,6 +45,8 @@ class Ledger:
     seconds: float = 0.0
     kept: dict[str, dict[int, list[int]]] = field(default_factory=dict)
     tiles: list[tuple[int, int]] = field(default_factory=list)
+    rows_run: Counter[str] = field(default_factory=Counter)
+    rows_asked: Counter[str] = field(default_factory=Counter)
 
     def sites(self, stack: str, records: Sequence[Record]) -> None:
         """Add what the sites of one pass through a stack did."""
@@ -50,6 +55,7 @@ class Ledger:
 
     def tower(self, tower: TowerPass) -> None:
         """Add the images of one pass of the tower."""
+        self.batch("vision", [[sum(layer) for layer in zip(*tower.lengths, strict=True)]] if tower.packed else tower.lengths)
         for index, lengths in enumerate(tower.lengths):
             connected = tower.connected[index] if tower.connected else None
             embedded = tower.embedded if any(lengths) else 0  # a tile that did not run
@@ -57,6 +63,7 @@ class Ledger:
 
     def prompts(self, census: Census | Crossing, layers: int, new: int = 0) -> None:
         """Add the prompts of one forward, or the conversations whose last `new` tokens are new."""
+        self.batch("language", census.lengths(layers))
         for row, (lengths, texts) in enumerate(zip(census.lengths(layers), census.text_lengths(layers), strict=True)):
             known = census.started[row], census.texts[row], lengths
             if new:
@@ -65,6 +72,12 @@ class Ledger:
                 self.rows[known] += 1
             self.visual += (sum(lengths) - sum(texts)) / layers
             self.text += sum(texts) / layers
+
+    def batch(self, stack: str, lengths: Sequence[Sequence[int]]) -> None:
+        """Add what one pass runs for each input in each layer; inputs that do not run are no padding."""
+        ran = [row for row in lengths if any(row)]
+        self.rows_run[stack] += len(ran) * sum(max(layer) for layer in zip(*ran, strict=True))
+        self.rows_asked[stack] += sum(map(sum, ran))
 
     def text_only(self, batch: int, length: int, layers: int) -> None:
         """Add prompts without images."""
@@ -94,6 +107,8 @@ class Report:
         levelled: stacks whose layers take no mask, so that all inputs of a batch kept as many as the largest.
         recalled: share of the cross-attention keys that decoded tokens did not project again, as the model alone does.
         tiles: (ran, all) of each picture in tiles of the last forward, thumbnails among them; () = none was to leave.
+        padding: of each stack, the share of the rows that ran only because another input of the batch kept more. It is no part
+            of the FLOPs; `atp.batches` makes it small.
     """
 
     method: str
@@ -113,6 +128,7 @@ class Report:
     turn_flops: float = 0.0
     turn_flops_unpruned: float = 0.0
     tiles: tuple[tuple[int, int], ...] = ()
+    padding: dict[str, float] = field(default_factory=dict)
 
     @property
     def ratio(self) -> float:
@@ -140,6 +156,7 @@ class Report:
             "levelled": list(self.levelled),
             "recalled": self.recalled,
             "tiles": [list(one) for one in self.tiles],
+            "padding": dict(self.padding),
         }
 
     def __str__(self) -> str:
@@ -176,6 +193,9 @@ class Report:
             )
         for stack in self.levelled:
             lines.append(f"{stack}: its layers take no mask, so all inputs of a batch kept as many as the largest")
+        for stack, spare in self.padding.items():
+            if spare >= TELL:
+                lines.append(f"{stack}: {spare:.0%} of the rows are padding up to the batch's longest; group inputs: atp.batches")
         if self.recalled:
             lines.append(f"decoded tokens: {self.recalled:.0%} of their cross-attention keys remembered, not projected again")
         return "\n".join(lines)
@@ -231,6 +251,7 @@ def make_report(
         turn_flops=now.prefill,
         turn_flops_unpruned=on.prefill,
         tiles=tuple(ledger.tiles),
+        padding={stack: 1 - ledger.rows_asked[stack] / ran for stack, ran in ledger.rows_run.items() if ran},
     )
 
 

@@ -42,6 +42,9 @@ class ATP(Method):
         merge: whether patches of the tower that leave are averaged into the most similar ones that stay (bipartite soft matching,
             as in ToMe). A patch then leaves by its redundancy first: keys' cosine to the nearest patch that stays,
             `- protect * log(saliency)`; a text reader of merged patches loses less than one of dropped ones (dev/LOG.md).
+        proportional: whether attention, in the tower and the language model, counts a merged patch as the patches it stands for
+            (log of its size is added to its logits). Without, models that count by how much they see count too little, and name
+            the same thing again and again.
         protect: how much salient patches are protected from merging, at least 0.
         coverage: without `merge`, share of what stays in the tower that is spread evenly over the image instead of chosen by
             score, in [0, 1]. The tower has not seen the question, and with none plain backgrounds vanish wholly.
@@ -55,6 +58,7 @@ class ATP(Method):
     coverage: float = 0.5
     merge: bool = True
     protect: float = 0.1
+    proportional: bool = True
 
     needs: ClassVar[Mapping[str, tuple[str, ...]]] = {"vision": ("class",), "language": ("question", "visual")}
     reads: ClassVar[Mapping[str, tuple[str, ...]]] = {"vision": ("keys",)}
@@ -70,6 +74,7 @@ class ATP(Method):
                 raise InvalidPlan(f"{name} is a share in [0, 1], got {value!r}; e.g. {name}={usual}")
         checked("intra", self.intra, INTRA)
         checked("merge", self.merge, (True, False))
+        checked("proportional", self.proportional, (True, False))
         if isinstance(self.protect, bool) or not isinstance(self.protect, (int, float)) or not 0.0 <= self.protect < 100:
             raise InvalidPlan(f"protect is a number >= 0, got {self.protect!r}; e.g. protect=0.1")
 
@@ -107,6 +112,10 @@ class ATP(Method):
     def merges(self, stack: str) -> bool:
         """Return whether this is the tower and merging is on: what the question does not ask for is dropped, not merged."""
         return self.merge and stack == "vision"
+
+    def weighs(self, stack: str) -> bool:
+        """Return whether patches merge, and merged ones count for what they stand for."""
+        return self.merge and self.proportional
 
     def measures(self, stack: str) -> bool:
         """Return whether patches merge there: how unlike its neighbours a patch is means the same in every image."""

@@ -125,6 +125,10 @@ class Method(ABC):
         """Return whether what leaves in this stack is merged into what stays."""
         return self.fuses
 
+    def weighs(self, stack: str) -> bool:
+        """Return whether merged tokens count in a stack's attention as the tokens they stand for (proportional attention)."""
+        return False
+
     def fuse(self, hidden: Tensor, keep: Tensor, scores: Tensor, tokens: Tokens) -> tuple[Tensor, Tensor | None]:
         """Return `[B, N, D]`, the states at the site once tokens have left, and `[B, N]`, how many tokens each stands for.
 

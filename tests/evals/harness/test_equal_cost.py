@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,8 @@ from atp.budget.calibration import Calibration
 from atp.budget.cost import Workload
 from atp.engine import planning, prune
 from atp.errors import InvalidPlan
+from atp.evals.harness import gather, header, report
+from atp.evals.harness.records import read
 from atp.loading import load, resolve
 from atp.methods import METHODS
 from atp.plan import Plan
@@ -22,9 +24,9 @@ BUDGETS = (0.6, 0.5, 0.4)
 
 
 @pytest.fixture(scope="module")
-def shipped() -> Iterator[Any]:
+def shipped() -> Any:
     """The shipped model, with a calibration of its own that was solved for questions."""
-    yield load("atp-mini-llava")[0]
+    return load("atp-mini-llava")[0]
 
 
 def share(model: Any, plan: Plan, workload: Workload) -> float:
@@ -67,3 +69,14 @@ def test_a_given_calibration_of_another_length_is_refused_where_it_cannot_follow
     says = r"budget 0.6 is outside this calibration.*from 0\.6\d* to 0\.6\d* .*with 60 text tokens and answers of 30"
     with pytest.raises(InvalidPlan, match=says), prune(shipped, budget=0.6, calibration=one, workload=LONG):
         pass
+
+
+def test_captions_of_any_length_are_counted_alike(evaluate: Any, tmp_path: Path) -> None:
+    asked: dict[str, Any] = {"model": "atp-mini-llava", "tasks": ("coco",), "corruptions": (), "limit": 3, "longest": 8}
+    done = evaluate(tmp_path, **asked, methods=("atp", "tome", "uniform"), budgets=(0.6,))
+    found = gather.gather([tmp_path])
+    told = report.build(found, {})["tasks"][0]
+    assert [row["flops_share"] for row in told["rows"][1:]] == [pytest.approx(0.6, rel=0.01)] * 3
+    work = header.load(tmp_path)["solved_for"]["coco"]
+    assert work["images"] == 1 and work["answer"] > 8  # longer than what was said
+    assert {json.dumps(record["solved_for"]) for record in read(done.file)[0]} == {json.dumps(work)}

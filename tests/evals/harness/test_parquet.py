@@ -20,9 +20,11 @@ from atp.evals.harness.settings import Settings
 @pytest.fixture(scope="module")
 def rows() -> list[dict[str, Any]]:
     """Records of two tasks, so with other scores; one without a score, a budget, a commit."""
-    batch = {"size": 2, "seconds": 0.5, "flops": {"total": 3e9}, "flops_unpruned": {"total": 4e9}, "equivalent_tokens": 40.5}
+    batch = {"size": 2, "steps": 3, "seconds": 0.5, "flops": {"total": 3e9}, "flops_unpruned": {"total": 4e9}}
+    batch["equivalent_tokens"] = 40.5
     one = {"model": "m", "task": "vqav2", "disturbance": "none", "method": "atp", "budget": 0.6, "item": "1", "answer": "Ünïcode"}
     one |= {"score": 0.3, "scores": {"accuracy": 0.3}, "nan": 0, "image": "i", "kind": "k", "plan": "p", "seed": 1}
+    one["solved_for"] = {"images": 1, "text": 11, "answer": 2}
     one |= {"batch": batch, "versions": {"torch": "2"}, "commit": "abc+"}
     two = {**one, "task": "pope", "budget": None, "answer": "", "score": None, "scores": {}, "nan": 2, "commit": None}
     return [one, two, {**one, "item": "2", "scores": {"f1": 1.0, "yes": 0.0}, "batch": {**batch, "flops": {"vision": 1.5}}}]

@@ -15,7 +15,7 @@ from atp.cli import main
 from atp.errors import BadInput
 from atp.evals.harness import header, report
 from atp.evals.harness.gather import PARTS, Entry, gather
-from atp.evals.harness.markdown import _official, markdown
+from atp.evals.harness.markdown import _official, by_name, markdown
 from atp.evals.harness.pareto import points
 from atp.evals.harness.records import read
 from atp.evals.harness.settings import Settings
@@ -88,7 +88,7 @@ def test_accuracy_and_cost(told: dict[str, Any]) -> None:
     assert atp["against_unpruned"] == {"mean": -25.0, "low": -50.0, "high": 0.0}
     assert atp["flips"] == 25.0  # only item 2: case does not count
     # an item of the first batch costs 100 of 200 units, item 4 twice that of twice that
-    assert (none["flops_share"], atp["flops_share"]) == (1.0, 0.5)
+    assert (none["flops_share"], atp["flops_share"], atp["spent"]) == (1.0, 0.5, 0.5)
     assert atp["gflops"] == {"vision": 75.0, "connector": 12.5, "prefill": 25.0, "decode": 10.0, "selection": 2.5}
     assert (none["equivalent_tokens"], atp["equivalent_tokens"]) == (100.0, 45.0)
     assert (none["ms"], atp["ms"]) == (pytest.approx(100.0), pytest.approx(50.0))
@@ -131,7 +131,8 @@ def test_another_run_is_not_merged(tmp_path: Path) -> None:
 def test_the_text_has_the_numbers_and_escapes(tmp_path: Path) -> None:
     text = markdown(report.build(gather([folder(tmp_path / "run", [ALL])]), {"vqav2": "no folder"}))
     assert (
-        "| atp 0.5 | 4 of 4 | 50.00 | -25.00 [-50.00, +0.00] | 25.0 | 0.500 | 45.0 | 50.0 | 75.0000 | 12.5000 | 25.0000 |" in text
+        "| atp 0.5 | 4 of 4 | 50.00 | -25.00 [-50.00, +0.00] | 25.0 | 0.500 | 0.500 | 45.0 | 50.0 | 75.0000 | 12.5000 | 25.0000 |"
+        in text
     )
     assert "| fastv 0.5 | not possible; lowest 0.68 |" in text
     assert "atp 0.5: 1 answers had NaN logits" in text
@@ -155,11 +156,35 @@ def test_pope_by_split_and_pooled(scenes: Path) -> None:
         assert part["f1"] == pytest.approx(2 * part["precision"] * part["recall"] / both if both else 0.0)
     whole = report.metrics(task, entries)
     assert found["pooled"]["f1"] != pytest.approx(whole["f1"])  # the mean of the three is another number, and is named so
+    assert found["pooled"]["true_yes"] == pytest.approx(100 * sum(e.answer == "yes" for e in task.examples) / len(task.examples))
     told = {"official": {"none": whole}, "splits": {"none": found}, "without_official": ""}
     table = _official(told)
     assert [row[:2] for row in table.rows] == [("none", name) for name in found]
     assert f"Mean of the splits' F1, which papers report too: none {whole['f1']:.2f}." in table.note
     assert report.by_split(open_task("vqav2", scenes), entries) == {}
+
+
+def test_pope_by_name_with_balance_and_blind_bound_beside_the_score(scenes: Path) -> None:
+    task = open_task("pope", scenes)
+    entries = {
+        label: {e.key: Entry(e.answer if label == "none" else "no", {}, 0, "", (), 1.0, 1.0, 1.0) for e in task.examples}
+        for label in ("none", "random 0.5")
+    }
+    found = report.by_name(task, entries)
+    labels: dict[str, list[str]] = {}
+    for example in task.examples:
+        labels.setdefault(example.question.removeprefix("Is there a ").removesuffix(" in the image?"), []).append(example.answer)
+    assert len(found) > 3
+    for name, told in found.items():
+        true = next(said for question, said in labels.items() if question in (name, f"Is there an {name} in the image?"))
+        yes = 100 * true.count("yes") / len(true)
+        assert told["questions"] == len(true) and told["true_yes"] == pytest.approx(yes)
+        assert told["blind"] == pytest.approx(max(yes, 100 - yes))
+        assert told["right"] == pytest.approx({"none": 100.0, "random 0.5": 100 - yes})
+    table = by_name({"names": found})
+    assert table.columns == ("object", "questions", "true_yes", "blind", "none", "random 0.5")
+    assert [row[0] for row in table.rows] == sorted(found)
+    assert report.by_name(open_task("vqav2", scenes), entries) == {}
 
 
 def said_yes(said: str, answer: str) -> bool:
@@ -219,3 +244,21 @@ def test_both_commands(
     with pytest.raises(SystemExit) as left:
         main(["eval", *asked, "--out", str(tmp_path / "out"), "--shard", "3/2"])
     assert left.value.code == 2
+
+
+def test_a_setting_that_rambles_is_counted_at_equal_length_and_what_it_spent_is_said(tmp_path: Path) -> None:
+    def long(row: dict[str, Any], steps: int) -> dict[str, Any]:
+        decode = 10e9 * (steps - 1)
+        flops = {"vision": 50e9, "connector": 0.0, "prefill": 0.0, "decode": decode, "selection": 0.0, "total": 50e9 + decode}
+        whole = {"decode": decode, "total": 100e9 + decode}
+        flops = flops if row["method"] == "atp" else flops | {"vision": 100e9} | whole
+        batch = row["batch"] | {"size": 1, "steps": steps, "flops": flops, "flops_unpruned": whole}
+        return row | {"batch": batch, "solved_for": {"images": 1, "text": 7, "answer": 6}}
+
+    rows = [long(row, 6 if row["method"] == "none" else 21) for row in ALL if row["disturbance"] == "none"]
+    run = folder(tmp_path / "run", [rows], solved_for={"vqav2": {"images": 1, "text": 7, "answer": 6}})
+    told = report.build(gather([run]), {})
+    _, atp, _ = told["tasks"][0]["rows"]
+    assert atp["flops_share"] == pytest.approx((50 + 50) / (100 + 50))  # both decode 5 tokens
+    assert atp["spent"] == pytest.approx((50 + 200) / (100 + 50))  # it went on for 20
+    assert "Plans are solved for prompts with 7 text tokens and answers of 6." in markdown(told)

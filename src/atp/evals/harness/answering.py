@@ -23,6 +23,7 @@ class Said:
     Attributes:
         answers: decoded and stripped; empty where a logit was NaN, since a word chosen from NaN means nothing.
         nan: generated steps of each row with a NaN logit.
+        steps: generated tokens of every row, those that only fill up shorter answers of the batch among them.
         seconds: of `generate`.
         flops, flops_unpruned: by part, of the whole batch.
         tokens: mean visual tokens per language layer and prompt.
@@ -30,6 +31,7 @@ class Said:
 
     answers: list[str]
     nan: list[int]
+    steps: int
     seconds: float
     flops: dict[str, float]
     flops_unpruned: dict[str, float]
@@ -81,7 +83,7 @@ class Asker:
         nan = watch.steps.tolist()
         answers = ["" if bad else said.strip() for said, bad in zip(text, nan, strict=True)]
         flops, whole = report.flops.to_dict(), report.flops_unpruned.to_dict()
-        return Said(answers, nan, seconds, flops, whole, report.equivalent_tokens)
+        return Said(answers, nan, ids.shape[1], seconds, flops, whole, report.equivalent_tokens)
 
     def generate(self, inputs: dict[str, Tensor], longest: int) -> tuple[Tensor, float, Watch]:
         """Answer as the model is now; return the new ids `[B, new]`, seconds, and the steps with NaN."""

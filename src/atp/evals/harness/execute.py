@@ -5,6 +5,7 @@ Within a batch the settings take turns, so they meet the same pictures and a slo
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -12,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from atp.budget.calibration import fingerprint
+from atp.budget.cost import Workload
 from atp.errors import BadInput
 from atp.evals.harness import asking, header, parquet, records
 from atp.evals.harness.answering import Asker, Said
@@ -70,12 +72,13 @@ class Work:
 
 @dataclass(frozen=True)
 class Prepared:
-    """Model, tasks and settings, ready to ask."""
+    """Model, tasks and settings, ready to ask; `workloads` are what the plans of each task are solved for."""
 
     settings: Settings
     asker: Asker
     bare: bool
     tasks: dict[str, Task]
+    workloads: dict[str, Workload]
     cells: dict[str, list[Cell]]
     work: list[Work]
 
@@ -119,7 +122,7 @@ def prepare(settings: Settings, out: Path) -> Prepared:
     bare = asking.plain(settings)
     tasks = asking.open_all(settings, asking.data_folder(settings, out), bare)
     images = tiles(model)
-    cells, work = {}, []
+    workloads, cells, work = {}, {}, []
     for name, task in tasks.items():
         batches: list[list[int]] = []
         for disturbance in (None, *settings.disturbances):
@@ -128,9 +131,10 @@ def prepare(settings: Settings, out: Path) -> Prepared:
                 sizes = asking.lengths(processor, texts)
                 batches = asking.batches(sizes, settings.batch)
             if disturbance is None:
-                cells[name] = all_cells(model, processor, settings, asking.workload(task, processor, sizes, images))
+                workloads[name] = asking.workload(task, processor, sizes, images)
+                cells[name] = all_cells(model, processor, settings, workloads[name])
             work += [Work(name, task, disturbance, tuple(numbers)) for numbers in batches]
-    return Prepared(settings, Asker(model, processor), bare, tasks, cells, work)
+    return Prepared(settings, Asker(model, processor), bare, tasks, workloads, cells, work)
 
 
 def common(ready: Prepared) -> dict[str, Any]:
@@ -141,8 +145,14 @@ def common(ready: Prepared) -> dict[str, Any]:
         "settings": ready.settings.to_dict(),
         "weights": f"{digest[:16]} as {model.dtype}",
         "items": {name: {"count": len(t.examples), "digest": asking.digest(t)} for name, t in ready.tasks.items()},
+        "solved_for": {name: solved_for(workload) for name, workload in ready.workloads.items()},
         "cells": {name: {cell.label: cell.to_dict() for cell in cells} for name, cells in ready.cells.items()},
     }
+
+
+def solved_for(workload: Workload) -> dict[str, int]:
+    """Return what a record says of the prompts and answers that plans are solved for."""
+    return {name: value for name, value in dataclasses.asdict(workload).items() if value is not None}
 
 
 def run(settings: Settings, number: int, out: Path, step: Step, engine: Engine | None = None, form: str = "jsonl") -> Done:
@@ -238,6 +248,7 @@ def _records(ready: Prepared, work: Work, cell: Cell, said: Said, source: Mappin
     """Return a record for each item of the batch; `batch` is what the whole batch cost."""
     batch = {
         "size": len(said.answers),
+        "steps": said.steps,
         "seconds": said.seconds,
         "flops": said.flops,
         "flops_unpruned": said.flops_unpruned,
@@ -254,6 +265,7 @@ def _records(ready: Prepared, work: Work, cell: Cell, said: Said, source: Mappin
         }
         told = {"answer": answer, "score": scores.get(work.task.primary), "scores": scores, "nan": nan}
         place = {"image": example.group, "kind": example.kind, "plan": cell.plan_id, "seed": ready.settings.seed}
+        place["solved_for"] = solved_for(ready.workloads[work.name])
         out.append({"model": ready.settings.model, **names, **told, **place, "batch": batch, **source})
     return out
 

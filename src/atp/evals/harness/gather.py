@@ -24,7 +24,11 @@ Floats = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Entry:
-    """What a report needs of one record; FLOPs and seconds are the item's share of its batch."""
+    """What a report needs of one record; FLOPs and seconds are the item's share of its batch.
+
+    `equal` are the pruned and the unpruned FLOPs at the length of answer that the plan was solved for: a model that rambles
+    when pruned must not look cheaper or dearer for it. Decoding is taken in proportion to its steps.
+    """
 
     answer: str
     scores: Mapping[str, float]
@@ -34,12 +38,16 @@ class Entry:
     unpruned: float
     tokens: float
     seconds: float
+    equal: tuple[float, float] = (0.0, 0.0)
 
     @classmethod
     def of(cls, record: Mapping[str, Any]) -> Entry:
         """Read a record."""
         batch = record["batch"]
-        size = batch["size"]
+        size, steps = batch["size"], batch.get("steps", 1) - 1
+        longer = (record["solved_for"]["answer"] - 1) / steps - 1 if steps > 0 else 0.0
+        pruned, whole = batch["flops"], batch["flops_unpruned"]
+        equal = sum(pruned[part] for part in PARTS) + longer * pruned["decode"]
         return cls(
             record["answer"],
             record["scores"],
@@ -49,6 +57,7 @@ class Entry:
             batch["flops_unpruned"]["total"] / size,
             batch["equivalent_tokens"],
             batch["seconds"] / size,
+            (equal / size, (whole["total"] + longer * whole.get("decode", 0.0)) / size),
         )
 
 
@@ -147,19 +156,26 @@ def flips(entries: Mapping[str, Entry], reference: Mapping[str, Entry]) -> float
     return float(100 * np.mean(changed)) if both else math.nan
 
 
+def spent(entries: Mapping[str, Entry], reference: Mapping[str, Entry]) -> float:
+    """Return the FLOPs of the items that both have, answers as long as each came out, as a share of the reference's."""
+    both = [item for item in entries if item in reference]
+    return sum(sum(entries[item].flops) for item in both) / sum(sum(reference[item].flops) for item in both)
+
+
 def cost(entries: Mapping[str, Entry]) -> dict[str, Any]:
     """Sum up what a setting spent.
 
     Returns:
-        `flops_share` of the unpruned ones for the same answers; `gflops` by part and item; `equivalent_tokens`; `ms`, the median
+        `flops_share` of the unpruned ones, both at the length of answer that plans were solved for; `gflops` by part and item, as
+        they were spent; `equivalent_tokens`; `ms`, the median
         over items of their batch's milliseconds an item; `nan`, answers with a NaN logit; `empty`, answers without a word.
     """
     if not entries:
         return {"flops_share": None, "gflops": None, "equivalent_tokens": None, "ms": None, "nan": 0, "empty": 0}
     flops = np.array([entry.flops for entry in entries.values()])
-    whole = sum(entry.unpruned for entry in entries.values())
+    spent, whole = (sum(entry.equal[n] for entry in entries.values()) for n in (0, 1))
     return {
-        "flops_share": float(flops.sum() / whole) if whole else None,
+        "flops_share": float(spent / whole) if whole else None,
         "gflops": {part: float(value) / 1e9 for part, value in zip(PARTS, flops.mean(0), strict=True)},
         "equivalent_tokens": float(np.mean([entry.tokens for entry in entries.values()])),
         "ms": float(1000 * np.median([entry.seconds for entry in entries.values()])),

@@ -23,7 +23,7 @@ class Table:
 
 def tables(task: Mapping[str, Any]) -> list[Table]:
     """Return the tables of one task that have rows."""
-    found = [_accuracy(task), _official(task), _robustness(task), _disturbed(task), _swapped(task)]
+    found = [_accuracy(task), _official(task), by_name(task), _robustness(task), _disturbed(task), _swapped(task)]
     return [table for table in found if table.rows]
 
 
@@ -50,7 +50,7 @@ def markdown(told: Mapping[str, Any]) -> str:
 
 
 def _accuracy(task: Mapping[str, Any]) -> Table:
-    columns = ("setting", "answered", task["metric"], "minus unpruned", "flips %", "FLOPs", "tokens", "ms")
+    columns = ("setting", "answered", task["metric"], "minus unpruned", "flips %", "FLOPs", "spent", "tokens", "ms")
     rows, notes = [], []
     for row in task["rows"]:
         if row.get("refused"):
@@ -67,6 +67,7 @@ def _accuracy(task: Mapping[str, Any]) -> Table:
                 interval(row["against_unpruned"]),
                 _number(row["flips"], 1),
                 _number(row["flops_share"], 3),
+                _number(row["spent"], 3),
                 _number(row["equivalent_tokens"], 1),
                 _number(row["ms"], 1),
                 *(_number(parts.get(part), 4) for part in PARTS),
@@ -79,7 +80,12 @@ def _accuracy(task: Mapping[str, Any]) -> Table:
     if task["unknown"]:
         shown = ", ".join(task["unknown"][:3])
         notes.append(f"Left out: answers to {len(task['unknown'])} questions that the task does not have ({shown}).")
-    notes.append("FLOPs: share of the unpruned model's for the same answers, then 10^9 an item by part. ms: median an item.")
+    if work := task["solved_for"]:
+        notes.append(f"Plans are solved for prompts with {work['text']} text tokens and answers of {work['answer']}.")
+    notes.append(
+        "FLOPs: share of the unpruned model's for answers of that length. spent: share with the answers that each gave, which "
+        "may be longer; then 10^9 an item by part. ms: median an item."
+    )
     return Table("Accuracy and cost", (*columns, *(f"{part} GF" for part in PARTS)), tuple(rows), " ".join(notes))
 
 
@@ -100,8 +106,28 @@ def _splits(task: Mapping[str, Any]) -> Table:
     names = list(dict.fromkeys(name for *_, values in found for name in values))
     rows = tuple((label, split, *(_number(values.get(n)) for n in names)) for label, split, values in found)
     means = ", ".join(f"{label} {_number(values.get('f1'))}" for label, values in task["official"].items())
-    note = f"{POOLED}: from the counts of all splits together. Mean of the splits' F1, which papers report too: {means}."
+    note = (
+        "yes_ratio: yes said; true_yes: yes true; blind: right answers of a guess that knows the object's name only. "
+        f"{POOLED}: from the counts of all splits together. Mean of the splits' F1, which papers report too: {means}."
+    )
     return Table("The task's own metrics, by split", ("setting", "split", *names), rows, note)
+
+
+def by_name(task: Mapping[str, Any]) -> Table:
+    """Return a row for every object that is asked for: how balanced its true answers are, the blind bound, and scores."""
+    found = task.get("names", {})
+    labels = list(dict.fromkeys(label for told in found.values() for label in told["right"]))
+    rows = tuple(
+        (
+            name,
+            str(told["questions"]),
+            *(_number(v, 1) for v in (told["true_yes"], told["blind"], *map(told["right"].get, labels))),
+        )
+        for name, told in found.items()
+    )
+    return Table(
+        "Accuracy by object, beside what its name alone gives away", ("object", "questions", "true_yes", "blind", *labels), rows
+    )
 
 
 def _robustness(task: Mapping[str, Any]) -> Table:

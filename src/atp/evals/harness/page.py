@@ -23,7 +23,7 @@ th:first-child,td:first-child{text-align:left} th{color:var(--faint);font-weight
 td.long{white-space:normal;min-width:220px} .words{text-align:left}
 """
 LONG = 40  # characters; longer cells may break
-WORDS = ("setting", "split", "verdict", "disturbance")  # columns of words; the others are numbers, to the right
+WORDS = ("setting", "split", "object", "verdict", "disturbance")  # columns of words; the others are numbers, to the right
 
 
 def page(told: Mapping[str, Any], pictures: Mapping[str, str]) -> str:

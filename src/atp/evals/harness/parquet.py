@@ -41,9 +41,17 @@ def schema() -> Any:
     pa = _arrow("pyarrow")
     text, number, whole = pa.string(), pa.float64(), pa.int64()
     numbers, texts = pa.map_(text, number), pa.map_(text, text)
-    batch = {"size": whole, "seconds": number, "flops": numbers, "flops_unpruned": numbers, "equivalent_tokens": number}
+    batch = {
+        "size": whole,
+        "steps": whole,
+        "seconds": number,
+        "flops": numbers,
+        "flops_unpruned": numbers,
+        "equivalent_tokens": number,
+    }
     fields = dict.fromkeys(("model", "task", "disturbance", "method"), text) | {"budget": number, "item": text, "answer": text}
     fields |= {"score": number, "scores": numbers, "nan": whole, "image": text, "kind": text, "plan": text, "seed": whole}
+    fields["solved_for"] = pa.map_(text, whole)
     return pa.schema(fields | {"batch": pa.struct(batch), "versions": texts, "commit": text})
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,7 @@ from atp.evals.tasks import Task
 from atp.evals.tasks.base import REGISTRY as TASKS
 
 SPLIT = ("pope",)
-"""Tasks whose metrics over all are means of those of their splits, so that they do not follow from each other."""
+"""Tasks that ask for objects by name in splits, and whose metrics over all are means of those of the splits."""
 
 
 def write(folders: Sequence[Path], out: Path) -> tuple[str, Path]:
@@ -107,9 +107,11 @@ def _task(found: Gathered, name: str, task: Task | str) -> dict[str, Any]:
         "name": name,
         "metric": primary,
         "items": found.header["items"][name]["count"],
+        "solved_for": found.header.get("solved_for", {}).get(name),
         "rows": [row(found, name, label, primary) for label in cells],
         "official": official,
         "splits": {label: parts for label, parts in splits.items() if parts},
+        "names": {} if isinstance(task, str) else by_name(task, {label: found.of(name, CLEAN, label) for label in official}),
         "without_official": task if isinstance(task, str) else "",
         **robustness(found, name, primary),
     }
@@ -125,12 +127,13 @@ def row(found: Gathered, task: str, label: str, metric: str) -> dict[str, Any]:
     own = [item for item, entry in entries.items() if metric in entry.scores]
     told["score"] = float(100 * gather.scores(entries, own, metric).mean()) if own else None
     both = gather.shared(entries, base, metric)
-    told["against_unpruned"] = told["flips"] = None
+    told["against_unpruned"] = told["flips"] = told["spent"] = None
     if label != REFERENCE and both:
         pair = (gather.scores(entries, both, metric), gather.scores(base, both, metric))
         told["against_unpruned"] = asdict(paired_bootstrap(*pair, gather.images(base, both)))
     if label != REFERENCE and entries.keys() & base.keys():
         told["flips"] = gather.flips(entries, base)
+        told["spent"] = gather.spent(entries, base)
     return told
 
 
@@ -154,3 +157,20 @@ def by_split(task: Task, entries: dict[str, gather.Entry]) -> dict[str, dict[str
     parts = {kind: asking.part(task, [e for e in task.examples if e.kind == kind]) for kind in kinds}
     parts[POOLED] = asking.part(task, [replace(example, kind=POOLED) for example in task.examples])
     return {name: found for name, part in parts.items() if (found := metrics(part, entries))}
+
+
+def by_name(task: Task, settings: Mapping[str, Mapping[str, gather.Entry]]) -> dict[str, dict[str, Any]]:
+    """Return for each object that is asked for how many questions, true yes and blind bound in points, and accuracy by setting.
+
+    Empty where the task does not ask for objects by name.
+    """
+    if task.name not in SPLIT:
+        return {}
+    found: dict[str, dict[str, Any]] = {}
+    for label, entries in settings.items():
+        asked = asking.part(task, [example for example in task.examples if example.key in entries])
+        tables = asked.score({key: entry.answer for key, entry in entries.items()}).tables
+        for name, share in tables["yes_share"].items():
+            told = {"questions": int(tables["questions"][name]), "true_yes": share, "blind": max(share, 100 - share), "right": {}}
+            found.setdefault(name, told)["right"][label] = tables["right"][name]
+    return dict(sorted(found.items()))

@@ -9,7 +9,7 @@ import numpy as np
 
 from atp.errors import BadInput
 from atp.evals.tasks import pope_rules as rules
-from atp.evals.tasks.base import Example, Scores, Task, points, register, with_images
+from atp.evals.tasks.base import Example, Scores, Task, by_kind, points, register, with_images
 from atp.evals.tasks.coco_files import read_instances
 from atp.evals.tasks.files import Problems, Source, read_lines
 
@@ -22,7 +22,8 @@ class Pope(Task):
     """Yes-no questions about single objects, in variants by how the absent ones were chosen. https://arxiv.org/abs/2305.10355.
 
     The reported F1 of LLaVA-1.5 is the mean over the three variants, as `metrics["f1"]` is. `tables[variant]` has the bound of
-    a blind guess beside each variant's scores, `tables["yes_share"]` how unbalanced the names are.
+    a blind guess beside each variant's scores; by name, `tables["yes_share"]` says how unbalanced the true answers are,
+    `tables["questions"]` how many there are, `tables["right"]` the accuracy.
     """
 
     primary = "accuracy"
@@ -67,7 +68,7 @@ class Pope(Task):
         return cls(with_images(source, mixed), source.problems, "official files" if given else f"made, seed {seed}", mode)
 
     def rate(self, said: Sequence[str]) -> Scores:
-        """Score by variant and over all: accuracy, precision, recall, F1, share of yes, and the blind bound."""
+        """Score by variant and over all: accuracy, precision, recall, F1, share of yes said and true, and the blind bound."""
         answers = np.array([rules.parse(text, self.mode) for text in said])
         labels = np.array([example.answer for example in self.examples])
         names = [rules.named(example.question) for example in self.examples]
@@ -77,13 +78,16 @@ class Pope(Task):
             chosen = np.flatnonzero(kinds == variant)
             found = rules.measured(answers[chosen].tolist(), labels[chosen].tolist())
             found["blind"] = rules.blind([names[i] for i in chosen], labels[chosen].tolist())
+            found["true_yes"] = float(np.mean(labels[chosen] == "yes"))
             tables[variant] = {name: 100 * value for name, value in found.items()}
         items = {"accuracy": (answers == labels).astype(float), "yes_ratio": (answers == "yes").astype(float)}
         metrics = {name: points(values) for name, values in items.items()}
-        for name in ("precision", "recall", "f1", "blind"):
+        for name in ("precision", "recall", "f1", "true_yes", "blind"):
             metrics[name] = float(np.mean([table[name] for table in tables.values()]))
         shares = rules.yes_share(names, labels.tolist())
         tables["yes_share"] = {name: 100 * share for name, share in shares.items()}
+        tables["questions"] = {name: float(names.count(name)) for name in shares}
+        tables["right"] = by_kind(names, items["accuracy"])
         return Scores(metrics, items, tables, {"unclear": int((answers == "").sum())})
 
 

@@ -1,0 +1,75 @@
+"""Which requests share a batch: known pictures, and what it saves on the shipped model's own counts."""
+
+from __future__ import annotations
+
+import doctest
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image, ImageDraw
+
+import atp
+from atp import grouping
+from atp.engine.report import Ledger
+from atp.errors import BadInput
+from atp.evals.items import scene_items
+from atp.grouping import detail
+
+
+def stripes(width: int) -> Image.Image:
+    """A white picture whose left part of 112 has black stripes of a block's width."""
+    image = Image.new("RGB", (112, 112), "white")
+    for left in range(0, width, 16):
+        ImageDraw.Draw(image).rectangle((left, 0, left + 7, 111), fill="black")
+    return image
+
+
+def test_detail_is_the_share_of_blocks_unlike_their_neighbour() -> None:
+    assert detail(stripes(0)) == 0
+    assert detail(stripes(112)) == 1
+    assert detail(stripes(48)) == pytest.approx(5 / 13)  # edges at 8, 16, ..., 40 of 13 between 14 columns
+    assert detail(Image.new("RGBA", (9, 30))) == 0
+
+
+def test_batches_hold_every_request_once_and_pictures_alike() -> None:
+    queue = [stripes(width) for width in (112, 16, 80, 0, 48)]
+    assert atp.batches(queue, 2) == [[3, 1], [4, 2], [0]]
+    assert atp.batches([], 4) == []
+    with pytest.raises(BadInput, match=r"got size=0; e\.g\. size=16"):
+        atp.batches(queue, 0)
+    assert doctest.testmod(grouping).failed == 0
+
+
+def test_the_report_tells_padding_and_batches_make_it_less() -> None:
+    """16 scenes, counts by the shipped thresholds; rows of a tower of which each layer runs as many as the batch's longest."""
+    model, processor = atp.load("atp-mini-llava")
+    items = list(scene_items(16, per_scene=1))
+    plan = atp.Calibration.load(Path(model.config._name_or_path) / "adaptive_calibration.json").plan_for(0.4)
+    told = {}
+    for name, order in (("as they come", chunks(range(16), 4)), ("alike", atp.batches([item.image for item in items], 4))):
+        with atp.prune(model, plan=plan) as run, torch.inference_mode():
+            for numbers in order:
+                model(**atp.build_inputs(processor, [items[n].image for n in numbers], [items[0].question] * len(numbers)))
+        told[name] = run.report()
+    assert told["alike"].padding["vision"] < 0.8 * told["as they come"].padding["vision"]
+    assert told["alike"].flops.vision == told["as they come"].flops.vision  # what was kept is each input's own
+    assert f"vision: {told['alike'].padding['vision']:.0%} of the rows are padding" in str(told["alike"])
+    with atp.prune(model, 0.4) as run, torch.inference_mode():
+        model(**atp.build_inputs(processor, [items[n].image for n in (0, 1)], [items[0].question] * 2))
+    assert run.report().padding == {"vision": 0.0, "language": 0.0} and "padding" not in str(run.report())
+
+
+def chunks(numbers: Sequence[int], size: int) -> list[list[int]]:
+    """Batches in the order of arrival."""
+    return [list(numbers[start : start + size]) for start in range(0, len(numbers), size)]
+
+
+def test_padding_by_hand() -> None:
+    """Three layers of two inputs: 5, 4, 2 and 5, 3, 3 rows; an input that does not run pads nothing, a packed one neither."""
+    ledger = Ledger()
+    ledger.batch("vision", [(5, 4, 2), (5, 3, 3), (0, 0, 0)])
+    assert (ledger.rows_run["vision"], ledger.rows_asked["vision"]) == (2 * (5 + 4 + 3), 22)
+    ledger.batch("vision", [])
+    assert ledger.rows_run["vision"] == 24
