@@ -45,14 +45,15 @@ def main(
 
 
 def minutes(ready: execute.Prepared, task: str, done: set[Any], jobs: int) -> float:
-    """Time a task's batch in the middle, say what was found, return the minutes that are left."""
+    """Time a task's batch of typical size, say what was found, return the minutes that are left."""
     batches = [at for at, work in enumerate(ready.work) if work.name == task]
     cells = ready.settings_of(batches[0])
     left = sum(key not in done for at in batches for cell in cells for key in ready.keys(at, cell))
     if not left:
         typer.echo(f"{ready.settings.model} {task}: all answers are there")
         return 0.0
-    at = max(batches, key=lambda number: len(ready.work[number].numbers))
+    sizes = sorted((len(ready.work[number].numbers), number) for number in batches)
+    at = next(at for n, (_, at) in enumerate(sizes) if 2 * sum(size for size, _ in sizes[: n + 1]) >= sum(s for s, _ in sizes))
     asked = [cells[number].label for number in sorted({0, len(cells) // 2, len(cells) - 1})][:ASKED]
     list(execute.answers(ready, at, asked[:1], execute.origin()))  # the first batch of a process is slower
     begin = time.process_time()

@@ -7,7 +7,8 @@ BUDGETS="${BUDGETS:-0.6,0.4}"
 ITEMS="${ITEMS:-150}" # questions that are pruned
 CURVE="${CURVE:-60}"  # questions a prompt that only the unpruned model is asked
 declare -A PRUNED=([atp-mini-llava]="examples:8 questions:12 captions:4" [atp-mini-flamingo]="shots:1 shots:2")
-declare -A WHOLE=([atp-mini-llava]="plain:0 examples:4 examples:24 captions:1 english:1 shots:1 shots:2" [atp-mini-flamingo]="plain:0 examples:4")
+declare -A WHOLE=([atp-mini-llava]="plain:0 examples:4 examples:24 captions:1 english:1 shots:1 shots:2"
+    [atp-mini-flamingo]="plain:0 examples:4")
 [ "${DRY:-0}" = 1 ] && ITEMS=6 CURVE=4
 found=()
 asked() { # model, prompt, questions, budgets
@@ -17,7 +18,7 @@ asked() { # model, prompt, questions, budgets
 }
 for model in "${present[@]}"; do
     name="$(basename "$model")"
-    for prompt in ${WHOLE[$name]:-plain:0}; do asked "$model" "$prompt" "$CURVE" ""; done
     for prompt in ${PRUNED[$name]:-examples:8}; do asked "$model" "$prompt" "$ITEMS" "$BUDGETS"; done
+    for prompt in ${WHOLE[$name]:-plain:0}; do asked "$model" "$prompt" "$CURVE" ""; done
 done
 "$python" runs/text.py page "${found[@]}" --docs "$DOCS"

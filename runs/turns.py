@@ -25,6 +25,7 @@ from atp.engine import prune
 from atp.evals.harness import header
 from atp.evals.stats import paired_bootstrap
 from atp.loading import load
+from atp.plan import Plan, Site, Step
 from atp.scenes import ask, make_scene, render
 
 PER_SCENE, LONGEST = 3, 4
@@ -76,18 +77,24 @@ def fresh(model: Any, processor: Any, pair: dict[str, Any], said: torch.Tensor, 
     return answer.strip(), run.report().flops.total
 
 
-def pruned(model: Any, processor: Any, pair: dict[str, Any], budget: float) -> dict[str, tuple[str, float]]:
-    """Answer one pair at a budget in every way: answers and FLOPs of the second turn, and of the first one."""
+def given(budget: str) -> dict[str, Any]:
+    """Return arguments of `prune`: a budget, or a plan of one step, `site=keep`."""
+    site, found, keep = budget.partition("=")
+    return {"plan": Plan("atp", (Step(Site.parse(site), float(keep)),))} if found else {"budget": float(budget)}
+
+
+def pruned(model: Any, processor: Any, pair: dict[str, Any], pruning: dict[str, Any]) -> dict[str, tuple[str, float]]:
+    """Answer one pair, pruned, in every way: answers and FLOPs of the second turn, and of the first one."""
     (first, second), asked = pair["questions"], (model, processor, pair["image"])
-    keep, anew = (talk(*asked, (first, second), LONGEST, budget=budget, second_turn=how) for how in ("keep", "reselect"))
+    keep, anew = (talk(*asked, (first, second), LONGEST, second_turn=how, **pruning) for how in ("keep", "reselect"))
     assert keep.answers[0] == anew.answers[0], "one first turn, two answers"
-    alone = talk(*asked, (second,), LONGEST, budget=budget)
+    alone = talk(*asked, (second,), LONGEST, **pruning)
     found = {
         FIRST: (keep.answers[0], keep.flops[0]),
         KEEP: (keep.answers[1], keep.flops[1]),
         ANEW: (anew.answers[1], anew.flops[1]),
     }
-    return found | {FRESH: fresh(model, processor, pair, keep.ids[0], budget=budget), ALONE: (alone.answers[0], alone.flops[0])}
+    return found | {FRESH: fresh(model, processor, pair, keep.ids[0], **pruning), ALONE: (alone.answers[0], alone.flops[0])}
 
 
 def whole(model: Any, processor: Any, pair: dict[str, Any]) -> dict[str, tuple[str, float]]:
@@ -104,13 +111,15 @@ def whole(model: Any, processor: Any, pair: dict[str, Any]) -> dict[str, tuple[s
 def measure(
     out: Annotated[Path, typer.Argument(help="JSON lines to write, or to go on with")],
     model: Annotated[str, typer.Option(help="shipped name or folder")] = "atp-mini-llava",
-    budgets: Annotated[str, typer.Option(help="shares of the FLOPs, comma-separated")] = "0.6,0.4,0.25",
+    budgets: Annotated[
+        str, typer.Option(help="shares of the FLOPs, or steps such as language:2=0.1; comma-separated")
+    ] = "0.6,0.4",
     count: Annotated[int, typer.Option("--pairs", min=2, help="pairs of questions")] = 150,
     split: Annotated[str, typer.Option(help="of the scenes")] = "val",
 ) -> None:
     """Answer the pairs that are not answered yet, a line each; the first line says with what."""
     loaded, processor = load(model)
-    shares = [float(one) for one in budgets.split(",")]
+    shares = budgets.split(",")
     facts = {"model": model, "budgets": shares, "split": split, "dtype": str(loaded.dtype).removeprefix("torch.")}
     facts |= {"versions": header.versions(), "commit": header.commit()}
     out.parent.mkdir(parents=True, exist_ok=True)
@@ -121,15 +130,15 @@ def measure(
         done = max(0, len(there) - 1)
         for pair in track(list(pairs(count, split))[done:], description=model, transient=True):
             said = {"all": whole(loaded, processor, pair)}
-            said |= {f"{share:g}": pruned(loaded, processor, pair, share) for share in shares}
+            said |= {share: pruned(loaded, processor, pair, given(share)) for share in shares}
             told = {name: pair[name] for name in ("scene", "questions", "truth")}
             file.write(json.dumps(told | {"said": said}) + "\n")
             file.flush()
 
 
-def section(facts: dict[str, Any], rows: list[dict[str, Any]], budget: float) -> list[str]:
-    """Tables of one budget."""
-    scenes, key = np.array([one["scene"] for one in rows]), f"{budget:g}"
+def section(facts: dict[str, Any], rows: list[dict[str, Any]], budget: str) -> list[str]:
+    """Tables of one budget or step."""
+    scenes, key = np.array([one["scene"] for one in rows]), budget
     both = [one["said"]["all"] | one["said"][key] for one in rows]
     said = {name: [one[name][0].lower() for one in both] for name in TOLD}
     right = {name: np.array([a == one["truth"][1] for a, one in zip(said[name], rows, strict=True)], float) for name in TOLD}
@@ -157,7 +166,7 @@ def section(facts: dict[str, Any], rows: list[dict[str, Any]], budget: float) ->
     first = "First questions: {:.1f} % right with all tokens, {:.1f} % pruned.".format(*(100 * share for share in firsts))
     return [
         "",
-        f"## `{facts['model']}` at {budget:g}",
+        f"## `{facts['model']}` at {budget}",
         "",
         first,
         *table(head, body),
@@ -187,7 +196,7 @@ def page(
         pictures = len({one["scene"] for one in rows})
         lines += ["", f"`{facts['model']}`: {len(rows)} pairs, {pictures} scenes of split {facts['split']}; {facts['dtype']}; "]
         lines[-1] += f"{versions}; commit {facts['commit'] or 'unknown'}."
-        for budget in facts["budgets"]:
+        for budget in map(str, facts["budgets"]):
             lines += section(facts, rows, budget)
     docs.mkdir(parents=True, exist_ok=True)
     text = re.sub(r"\n{3,}", "\n\n", "\n".join(lines)).rstrip() + "\n"

@@ -5,11 +5,14 @@
 MODELS="${MODELS:-atp-mini-llava}" # BLIP-2 and Flamingo do not go on with a cache that holds the image
 . "$(dirname "$0")/models.sh"
 BUDGETS="${BUDGETS:-0.6,0.4,0.25}"
+STEPS="${STEPS:-language:2=0.15,language:2=0.05}" # the whole tower, then a question's own choice at one site
 ITEMS="${ITEMS:-150}" # pairs of questions
 found=()
 for model in "${present[@]}"; do
-    out="$OUT/turns/$(basename "$model")-$SPLIT-${BUDGETS//,/-}.jsonl"
-    "$python" runs/turns.py measure "$out" --model "$model" --budgets "$BUDGETS" --pairs "$ITEMS" --split "$SPLIT"
-    found+=("$out")
+    for given in "$BUDGETS" "$STEPS"; do
+        out="$OUT/turns/$(basename "$model")-$SPLIT-${given//,/-}.jsonl"
+        "$python" runs/turns.py measure "$out" --model "$model" --budgets "$given" --pairs "$ITEMS" --split "$SPLIT"
+        found+=("$out")
+    done
 done
 "$python" runs/turns.py page "${found[@]}" --docs "$DOCS"

@@ -302,6 +302,25 @@ def test_the_tower_is_scored_where_a_method_carries_although_nothing_leaves_ther
     assert run.report().flops.selection > 0
 
 
+@pytest.mark.parametrize("family", [name for name in SERVED if "blip" in name])
+def test_queries_look_at_a_merged_patch_as_at_all_it_stands_for(family: str) -> None:
+    model, served = model_of(family), SERVED[family]
+    adapter, masks = adapt(model), []
+    inputs = served.inputs(model)
+    plan = Plan("atp", (Step(Site("vision", 1), 0.6),))
+    looking = next(part for name, part in adapter.connector.named_modules() if name.endswith("crossattention.attention"))
+    with spying(METHODS.get("atp")) as seen, prune(model, plan=plan):
+        handle = looking.register_forward_pre_hook(lambda module, args, kwargs: masks.append((args, kwargs)), with_kwargs=True)
+        said(model, served, inputs, steps=1)
+        handle.remove()
+    (one,) = seen
+    assert one.sizes is not None and one.sizes.max() > 1
+    given = [value for value in (*masks[0][0], *masks[0][1].values()) if isinstance(value, Tensor)]
+    want = torch.stack([torch.cat([torch.ones(1), own[kept]]) for own, kept in zip(one.sizes, one.keep, strict=True)])
+    (mask,) = [value for value in given if value.dim() == 4 and value.shape[-1] == want.shape[1]]
+    torch.testing.assert_close(mask[:, 0, 0].double(), want.double().log())
+
+
 @pytest.mark.parametrize("family", SERVED)
 def test_each_patch_of_a_token_merges_with_its_counterparts(family: str) -> None:
     """The states that the layer at the site gets are the fused ones, patch by patch; sizes x states add up to what was there."""

@@ -142,4 +142,4 @@ def test_absent_models_are_skipped_aloud(script: str, tmp_path: Path) -> None:
 
 
 def test_every_table_has_its_script() -> None:
-    assert SCRIPTS == ["accuracy.sh", "grounding.sh", "hallucination.sh", "peers.sh", "robustness.sh"]
+    assert {"accuracy.sh", "grounding.sh", "hallucination.sh", "peers.sh", "robustness.sh"} <= set(SCRIPTS)

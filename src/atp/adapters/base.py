@@ -217,8 +217,14 @@ class Adapter(ABC):
         """
         return made
 
-    def narrow(self, args: Args, kwargs: Kwargs, subset: Subset) -> tuple[Args, Kwargs]:
-        """Return the arguments of a connector that `connects` by keys on the live patches only."""
+    def narrow(self, args: Args, kwargs: Kwargs, subset: Subset, weight: Tensor | None) -> tuple[Args, Kwargs]:
+        """Return the arguments of a connector that `connects` by keys on the live patches only.
+
+        Args:
+            args, kwargs: what the model calls it with.
+            subset: the live patches.
+            weight: `[P, K]`, logarithm of how many patches each of them stands for, where the connector shall heed that and can.
+        """
         raise NotImplementedError(f"the connector of {type(self).__name__} does not connect by keys")
 
     def keys_of(self, output: Any) -> Tensor:

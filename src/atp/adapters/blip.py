@@ -18,7 +18,7 @@ from atp.adapters.t5 import Encoder, cut_decoder_keys, decoder_keys, t5_shapes
 from atp.adapters.views import BlindTower, Decoder
 from atp.budget.shape import ModelShape, StackShape
 from atp.errors import UnsupportedModel
-from atp.subset import Subset, gather
+from atp.subset import Subset, gather, weighted
 
 INSTRUCTION = 32
 """Words of the instruction that sizes assume; a run counts those it had."""
@@ -78,8 +78,11 @@ class Blip2(Scattered):
         grid = (pixels.shape[-2] // size, pixels.shape[-1] // size)
         return equal_images(pixels.shape[0], self.shape.prefix, grid, pixels.device)
 
-    def narrow(self, args: Args, kwargs: Kwargs, subset: Subset) -> tuple[Args, Kwargs]:
+    def narrow(self, args: Args, kwargs: Kwargs, subset: Subset, weight: Tensor | None) -> tuple[Args, Kwargs]:
         cut = {name: gather(kwargs[name], subset) for name in ("encoder_hidden_states", "encoder_attention_mask")}
+        if weight is not None:  # a mask of four dimensions is taken as it is
+            seen = cut["encoder_attention_mask"].bool()[:, None, None, :]
+            cut["encoder_attention_mask"] = weighted(seen, weight, cut["encoder_hidden_states"].dtype)
         return args, {**kwargs, **cut}
 
     def asked(self, args: Args, kwargs: Kwargs) -> float | None:

@@ -71,7 +71,8 @@ class Idefics(Scattered):
         grid = (pixels.shape[-2] // size, pixels.shape[-1] // size)
         return equal_images(pixels.shape[0], self.shape.prefix, grid, pixels.device)
 
-    def narrow(self, args: Args, kwargs: Kwargs, subset: Subset) -> tuple[Args, Kwargs]:
+    def narrow(self, args: Args, kwargs: Kwargs, subset: Subset, weight: Tensor | None) -> tuple[Args, Kwargs]:
+        # The resampler multiplies queries and keys by itself, without a mask: nothing can be added to its logits.
         return (gather(args[0], subset), *args[1:]), kwargs
 
     def recurring(self) -> list[nn.Module]:

@@ -46,7 +46,8 @@ class Idefics2(Idefics3):
         grids = tuple((max(1, int(height)), max(1, int(width))) for _, height, width in sizes)
         return Images(where, counts, torch.zeros_like(real), 0, grids)
 
-    def narrow(self, args: Args, kwargs: Kwargs, subset: Subset) -> tuple[Args, Kwargs]:
+    def narrow(self, args: Args, kwargs: Kwargs, subset: Subset, weight: Tensor | None) -> tuple[Args, Kwargs]:
+        # The resampler makes one mask of these marks and those of its latents: it takes no logits.
         states = gather(named(kwargs, args, "image_hidden_states", 0), subset)
         mask = gather(named(kwargs, args, "attention_mask", 1), subset)
         return (states, mask if subset.valid is None else mask & subset.valid), {}

@@ -40,6 +40,13 @@ def peak(device: torch.device) -> int | None:
     return _kilobytes(STATUS, "VmHWM")
 
 
+def held(device: torch.device) -> int | None:
+    """Return the bytes held now, of the kind that `peak` tells; None = not known."""
+    if device.type == "cuda":
+        return int(torch.cuda.memory_allocated(device))
+    return _kilobytes(STATUS, "VmRSS")
+
+
 def free(device: torch.device) -> int | None:
     """Return the bytes that can still be had; None = not known."""
     if device.type == "cuda":

@@ -41,8 +41,7 @@ class Run:
         self._plan = plan
         self.book = Book()
         self.chooser = Chooser(method)
-        self.gathers = False  # rows also where all are alive, to compare with the unhooked model
-        self.aside = False  # while the model is compared with itself
+        self.gathers = self.aside = False  # rows also where all are alive; nothing, while the model is compared with itself
         self._candidates, self._fresh = 0, False
         self._prompt: Prompt | None = None
         self._before: tuple[Any, int] | None = None
@@ -52,7 +51,7 @@ class Run:
         self._language: StackPass | CrossPass | None = None
         self._resize: SmallerImage | None = None
         self._images: Images | None = None
-        self._live: tuple[Tensor, list[int]] | None = None
+        self._live: tuple[Tensor, list[int], Tensor | None] | None = None
         self._features: tuple[Subset, Tensor] | None = None
         self.turns = Turns(adapter, reselect)
         self.guard: Callable[[], Guard] = Guard
@@ -164,17 +163,16 @@ class Run:
             self._resize = SmallerImage(self.adapter, step)
             return self.adapter.resized(args, kwargs, self._resize.shrink)
         self._images = self.adapter.images(args, kwargs)
-        census = of_tower(self._images)
-        self._vision = StackPass(self.adapter, self.adapter.vision, census, self.steps("vision"), self.chooser, self.book.number)
+        done = (of_tower(self._images), self.steps("vision"), self.chooser, self.book.number)
+        self._vision = StackPass(self.adapter, self.adapter.vision, *done)
         return None
 
     def leave_tower(self, module: nn.Module, args: Args, output: Any) -> Any:
         """After the tower: full length again, and what is left of each image goes along with it."""
-        running, self._vision = self._vision, None
-        resize, self._resize = self._resize, None
+        running, resize, self._vision, self._resize = self._vision, self._resize, None, None
         if resize is not None:
             output = self.adapter.map_states(output, resize.widen)
-            tower, self._live = resize.tower_pass(), resize.live()
+            tower, self._live = resize.tower_pass(), (*resize.live(), None)
             self.book.sites("pixels", [resize.record(self.book.number)])
         else:
             assert running is not None and running.census is not None and self._images is not None
@@ -183,7 +181,8 @@ class Run:
             census = running.census
             tower = census.leave(self._images, self.adapter.shape.vision.layers, running.records)
             tokens = self.adapter.connects == "rows" and census.group > 1  # are what passes the connector
-            self._live = (census.alive, census.counts) if tokens else (census.live(), census.live_counts())
+            grown = census.weights() if self.method.weighs("language") else None
+            self._live = (census.alive, census.counts, None) if tokens else (census.live(), census.live_counts(), grown)
         self.book.left(tower.started, tower.counts)
         self.adapter.tag(output, tower)
         self._tower = tower
@@ -196,14 +195,15 @@ class Run:
     def enter_connector(self, module: nn.Module, args: Args, kwargs: Kwargs) -> tuple[Args, Kwargs] | None:
         """Before the connector: only live patches go in, where it can do without the others."""
         live, self._live, self._features = self._live, None, None
-        if live is None or self.adapter.connects == "grid":
+        if live is None or self._tower is None or self.adapter.connects == "grid":
             return None
-        where, counts = live
-        assert self._tower is not None
+        where, counts, grown = live
         if self.adapter.connects == "keys":
             self._tower.asked = self.adapter.asked(args, kwargs)
-            whole = self._tower.counts == self._tower.started  # the mask of padding, if any, is the model's own
-            return None if whole else self.adapter.narrow(args, kwargs, build(where, counts))
+            if self._tower.counts == self._tower.started:  # the mask of padding, if any, is the model's own
+                return None
+            subset = build(where, counts)
+            return self.adapter.narrow(args, kwargs, subset, None if grown is None else grown.gather(1, subset.rows))
         states = args[0]
         cut = where.shape[1] - states.shape[1]  # the model left out that many first places
         where = where[:, cut:]
