@@ -6,6 +6,7 @@ Counts need no quiet machine: operators sent to the device, values that the host
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import sys
 import time
@@ -60,15 +61,14 @@ def step(model: Any, inputs: dict[str, Tensor], block: Any) -> dict[str, Any]:
         for number in range(4):
             mask = torch.cat([mask, mask.new_ones(len(mask), 1)], 1)
             given = {"input_ids": mask.new_full((len(mask), 1), 9), "attention_mask": mask, "past_key_values": cache}
-            with counted.watching() if number == 2 else calls() as found:
-                model(**given)
-            called = called if number == 2 else Counter(found)
-    return {
-        "operators": sum(counted.operators.values()),
-        "waits": counted.waits,
-        "calls": called["all"],
-        "own_calls": called["ours"],
-    }
+            if number == 2:
+                with counted.watching():
+                    model(**given)
+            else:
+                with calls() as called:
+                    model(**given)
+    told = {"operators": sum(counted.operators.values()), "waits": counted.waits}
+    return {**told, "calls": called["all"], "own_calls": called["ours"]}
 
 
 def counts(model: Any, processor: Any, budget: float) -> list[dict[str, Any]]:
@@ -76,9 +76,20 @@ def counts(model: Any, processor: Any, budget: float) -> list[dict[str, Any]]:
     found = []
     for batch in (1, 4):
         inputs = inputs_of(processor, batch)
-        for name, block in (("unpruned", contextlib.nullcontext()), (f"atp {budget:g}", atp.prune(model, budget))):
+        blocks: tuple[tuple[str, Any], ...] = (
+            ("unpruned", contextlib.nullcontext()),
+            (f"atp {budget:g}", atp.prune(model, budget)),
+            (f"atp {budget:g}, proportional=False", atp.prune(model, budget, proportional=False)),
+        )
+        for name, block in blocks:
             found.append({"batch": batch, "side": name, **step(model, inputs, block)})
     return found
+
+
+def logits(model: Any, inputs: dict[str, Tensor]) -> Tensor:
+    """One prefill."""
+    made: Tensor = model(**inputs, use_cache=False).logits
+    return made
 
 
 def timed(run: Callable[[], Tensor], rounds: int) -> list[float]:
@@ -97,20 +108,19 @@ def compiled(model: Any, processor: Any, budget: float, batch: int, rounds: int,
     for name in ("unpruned", f"atp {budget:g}"):
         block: Any = contextlib.nullcontext() if name == "unpruned" else atp.prune(model, budget)
         with torch.no_grad(), block:
-            want, runs = model(**inputs, use_cache=False).logits, {"none": model}
-            first = {"none": 0.0}
+            plain = functools.partial(logits, model, inputs)
+            want = plain()
             for backend in BACKENDS:
                 torch._dynamo.reset()
                 say(f"{name}: compiling with {backend}")
                 begin = time.perf_counter()
-                runs[backend] = torch.compile(model, fullgraph=True, backend=backend)
-                got = runs[backend](**inputs, use_cache=False).logits
-                first[backend] = time.perf_counter() - begin
+                graph = functools.partial(logits, torch.compile(model, fullgraph=True, backend=backend), inputs)
+                got = graph()
+                first = time.perf_counter() - begin
                 apart, same = float((got - want).abs().max()), bool((got[:, -1].argmax(-1) == want[:, -1].argmax(-1)).all())
-                took = timed(lambda backend=backend: runs[backend](**inputs, use_cache=False).logits, rounds)  # type: ignore[misc]
-                beside = timed(lambda: model(**inputs, use_cache=False).logits, rounds)
+                took, beside = timed(graph, rounds), timed(plain, rounds)
                 found.append({
-                    "side": name, "backend": backend, "batch": batch, "first_seconds": first[backend], "apart": apart,
+                    "side": name, "backend": backend, "batch": batch, "first_seconds": first, "apart": apart,
                     "same_answer": same, "seconds": asdict(spread(took)), "plain_seconds": asdict(spread(beside)),
                 })  # fmt: skip
     return found

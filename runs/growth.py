@@ -1,13 +1,15 @@
-"""Time against visual tokens, unpruned and pruned, in turn in one process: `bash runs/growth.sh`.
+"""Time against visual tokens, words and answers, unpruned and pruned, in turn in one process: `bash runs/growth.sh`.
 
-A LLaVA of the true class with a small tower and 6 layers of Qwen2-0.5B's width; one image, one answer token.
+A LLaVA of the true class with a small tower and 6 layers of Qwen2-0.5B's width; one image.
 """
 
 from __future__ import annotations
 
+import functools
 import importlib
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -40,18 +42,29 @@ def model(side: int, kind: torch.dtype, tower: Mapping[str, int], language: Mapp
 
 
 def measure(
-    settings: Settings, sides: tuple[int, ...], tower: Mapping[str, int] = TOWER, language: Mapping[str, int] = LANGUAGE
+    settings: Settings,
+    sides: tuple[int, ...],
+    tower: Mapping[str, int] = TOWER,
+    language: Mapping[str, int] = LANGUAGE,
+    texts: tuple[int, ...] = (TEXT,),
+    on_case: Callable[[dict[str, Any]], Any] = lambda result: None,
 ) -> dict[str, Any]:
-    """Time every size; the result is that of `atp bench`, one case a size."""
+    """Time every size with every length of prompt; the result is that of `atp bench`, one case each."""
     if settings.threads is not None:
         torch.set_num_threads(settings.threads)
-    cases = []
+    cases: list[dict[str, Any]] = []
+    result = {
+        "schema": 1, "subject": NAME, "settings": settings.to_dict(), "machine": machine(), "rule": RULE, "cases": cases,
+        "wanted": len(sides) * len(texts),
+    }  # fmt: skip
     for side in sides:
         own = model(side, getattr(torch, settings.dtype or "bfloat16"), tower, language)
-        cases.append(case(Subject(NAME, adapt(own), None, settings), 1, 1, lambda words, n=side: print(f"{n * n}: {words}")))
-    return {
-        "schema": 1, "subject": NAME, "settings": settings.to_dict(), "machine": machine(), "rule": RULE, "cases": cases,
-    }  # fmt: skip
+        for text in texts:
+            subject = Subject(NAME, adapt(own), None, replace(settings, text=text))
+            say = functools.partial(print, f"{side * side} patches, {text} words:")
+            cases.append(case(subject, settings.batches[0], settings.answers[0], say))
+            on_case(result)
+    return result
 
 
 def plot(result: Mapping[str, Any]) -> str:
@@ -79,20 +92,30 @@ def plot(result: Mapping[str, Any]) -> str:
 def main(
     out: Path = Path("docs/results/performance/growth"),
     sides: Annotated[str, typer.Option(help="Patches along an image's side.")] = "14,24,36,50,70,100",
+    text: Annotated[str, typer.Option(help="Words of a prompt.")] = str(TEXT),
+    answer: int = 1,
+    batch: int = 1,
     budget: str = "0.6,0.4",
     rounds: int = 3,
     threads: int = 2,
     dtype_: Annotated[str, typer.Option("--dtype")] = "bf16",
+    heads: Annotated[int, typer.Option(help="Of keys and values, of 14.")] = 2,
 ) -> None:
-    """Measure, print, and write bench.json and growth.svg."""
+    """Measure, print, and write bench.json, and growth.svg where sizes alone grow."""
     prepare(out)
     asked = Settings(
-        arch="growth", budgets=shares("--budget", budget), rounds=rounds, threads=threads, dtype=dtype(dtype_), text=TEXT,
-        answers=(1,),
+        arch="growth", budgets=shares("--budget", budget), rounds=rounds, threads=threads, dtype=dtype(dtype_), answers=(answer,),
+        batches=(batch,),
     )  # fmt: skip
-    result = measure(asked, numbers("--sides", sides, "14,24"))
-    (out / "bench.json").write_text(json.dumps(result, indent=1, allow_nan=False) + "\n", encoding="utf-8")
-    (out / "growth.svg").write_text(plot(result), encoding="utf-8")
+    texts = numbers("--text", text, "16,256")
+
+    def write(result: Mapping[str, Any]) -> None:
+        (out / "bench.json").write_text(json.dumps(result, indent=1, allow_nan=False) + "\n", encoding="utf-8")
+
+    language = {**LANGUAGE, "num_key_value_heads": heads}
+    result = measure(asked, numbers("--sides", sides, "14,24"), language=language, texts=texts, on_case=write)
+    if len(texts) == 1 and answer == 1:
+        (out / "growth.svg").write_text(plot(result), encoding="utf-8")
     print("\n".join(lines(result)))
 
 

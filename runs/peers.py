@@ -62,6 +62,7 @@ class Peers:
                 budgets |= {cell["budget"] for cell in cells}
             duels |= {((name, one.task), label(one.other, one.budget)): one for one in versus(found, first)}
         places = tuple(dict.fromkeys(place for place, _ in rows))
+        places = tuple(p for model in dict.fromkeys(model for model, _ in places) for p in places if p[0] == model)
         return cls(first, places, rows, duels, tuple(methods), tuple(sorted(budgets, reverse=True)))
 
     def score(self, place: Place, setting: str) -> float | None:
@@ -128,25 +129,25 @@ def best(peers: Peers) -> list[str]:
 
 def missing(peers: Peers) -> list[str]:
     """What is not possible: methods by model and budgets, with the reason in the engine's words."""
-    reasons: dict[tuple[str, str, str], list[tuple[float, float | None]]] = defaultdict(list)
-    for ((model, _), setting), row in peers.rows.items():
+    reasons: dict[tuple[str, str, str], list[tuple[float, str, float | None]]] = defaultdict(list)
+    for ((model, task), setting), row in peers.rows.items():
         if row.get("refused"):
             method, _, budget = setting.rpartition(" ")
             why = re.sub(r"budget [\d.]+ (cannot be reached) .*? (at the sites [^(]*) \(.*", r"\1 \2", row["refused"], flags=re.S)
-            reasons[method, why, model.removeprefix("atp-mini-")].append((float(budget), row["lowest"]))
-    rows = []
+            reasons[method, why, model].append((float(budget), task, row["lowest"]))
+    merged: dict[tuple[str, str, str], list[str]] = defaultdict(list)
     for (method, why, model), found in sorted(reasons.items()):
-        budgets, lowest = sorted({budget for budget, _ in found}, reverse=True), [low for _, low in found if low is not None]
-        some = ", ".join(f"{budget:g}" for budget in budgets)
-        told = f"{why}; the lowest is {min(lowest):.2f}" if lowest else why
-        rows.append([method, model, "all" if tuple(budgets) == peers.budgets else some, told])
-    merged: dict[tuple[str, ...], list[str]] = defaultdict(list)
-    for method, model, some, told in rows:
-        merged[method, some, told].append(model)
-    return table(
-        ("method", "models", "budgets", "why not"),
-        [(method, ", ".join(models), some, told) for (method, some, told), models in merged.items()],
-    )
+        tasks: dict[float, list[str]] = defaultdict(list)
+        for budget, task, _ in found:
+            tasks[budget].append(task)
+        every = sum(place[0] == model for place in dict.fromkeys(place for place, _ in peers.rows))
+        some = [f"{b:g}" + f" ({', '.join(tasks[b])})" * (len(tasks[b]) < every) for b in sorted(tasks, reverse=True)]
+        whole = set(peers.budgets) == set(tasks) and not any("(" in one for one in some)
+        ends = dict.fromkeys(f"{end([low for *_, low in found]):.2f}" for end in (min, max) if found[0][2] is not None)
+        told = f"{why}; the lowest is {' to '.join(ends)}" if ends else why
+        merged[method, "all" if whole else ", ".join(some), told].append(model.removeprefix("atp-mini-"))
+    rows = [(method, ", ".join(models), some, told) for (method, some, told), models in merged.items()]
+    return table(("method", "models", "budgets", "why not"), rows)
 
 
 def unequal(peers: Peers) -> Iterator[tuple[str, ...]]:

@@ -8,6 +8,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from atp import kernels
+
 
 def spread(candidates: Tensor, cap: int) -> tuple[Tensor, Tensor]:
     """Choose at most `cap` evenly spaced candidates of each row, in order, without a device sync.
@@ -62,7 +64,13 @@ def attention_rows(queries: Tensor, keys: Tensor, allowed: Tensor | None, scalin
 
     Returns:
         `[B, R, C]` in float32, or float64 for double inputs; each row sums to 1.
+
+    Raises:
+        BadInput: the Triton kernels were asked for and cannot run here, see `atp.kernels`.
     """
+    made = kernels.by_triton(queries, keys, allowed, scaling, softcap)
+    if made is not None:
+        return made
     batch, heads, raters, width = queries.shape
     groups = keys.shape[1]
     wide = torch.promote_types(queries.dtype, torch.float32)  # half precision overflows and ties

@@ -127,9 +127,9 @@ def test_fused_states_go_on_in_the_place_of_the_survivors(kind: str, name: str, 
     found: list[tuple[Tensor, list[Tensor]]] = []
     with edited(model, inputs, seen, found):
         more: tuple[Any, ...] = ()
-        if run.method.weighs("language"):
+        if run.method.weighs("vision"):
             layers = weights(seen, len(model.model.vision_tower.encoder.layers))
-            more = (at_places(model, inputs, layers[-1]), layers)
+            more = (at_places(model, inputs, layers[-1]) if run.method.weighs("language") else None, layers)
         want = reference.logits(model, inputs, run.trace, answer, *more)
     assert (got - want)[invariants.readable(inputs, answer)].abs().max() <= 1e-9
     assert len(found) == len(seen)

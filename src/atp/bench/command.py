@@ -40,6 +40,7 @@ def bench(
         int | None, typer.Option(help="Once more with counts rounded down to rows in multiples of it, e.g. 32.")
     ] = None,
     keep_all: Annotated[bool, typer.Option(help="One more side that saves nothing: what the machinery costs.")] = False,
+    kernels: Annotated[str, typer.Option(help="triton: pruned sides once more, attention rows by Triton on a GPU.")] = "torch",
     trace: Annotated[Path | None, typer.Option(help="Write a profile of one pruned prefill to this JSON file.")] = None,
     image: Annotated[str | None, typer.Option(help="File, for a --model. [default: a drawn scene]")] = None,
     threads: Annotated[int | None, typer.Option(help="Of the host. [default: torch's choice]")] = None,
@@ -57,6 +58,7 @@ def bench(
         read.numbers("--answer-tokens", answer_tokens, "1,16"), read.words("--device", device) if device else ("",),
         read.dtype(dtype), rounds, warmup, text_tokens, tiles, image, threads, seed,
         () if compare == "none" else read.words("--compare", compare), keep_all, round_to, quant, depth, keep_tiles,
+        kernels,
     )  # fmt: skip
     prepare(out, trace)
     result = _measured(wanted, out, trace)

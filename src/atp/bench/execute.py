@@ -34,6 +34,7 @@ def steps(settings: Settings) -> int:
     rounding = 1 if settings.round_to is None else 2
     asked = rounding * len(settings.methods) + len(set(settings.compare) - set(settings.methods))
     one = 1 + asked * len(settings.budgets) + settings.keep_all
+    one += 0 if settings.kernels == "torch" else one - 1
     one *= 1 if settings.quant is None else 2
     cases = len(settings.devices) * len(settings.batches) * len(settings.answers)
     return cases * one * (settings.warmup + settings.rounds + 1)
@@ -128,7 +129,7 @@ def device_name(device: torch.device) -> str:
 def machine() -> dict[str, Any]:
     """Return what times depend on besides the settings; `load` is that of other processes, if asked for before the start."""
     found: dict[str, Any] = {"python": platform.python_version(), "atp": atp.__version__}
-    for name in ("torch", "transformers", "torchao"):
+    for name in ("torch", "transformers", "torchao", "triton"):
         try:
             found[name] = version(name)
         except PackageNotFoundError:

@@ -18,6 +18,7 @@ from atp.bench.subject import Subject
 from atp.budget.cost import Flops
 from atp.engine import Report, prune
 from atp.errors import BadInput
+from atp.kernels import using
 
 
 @dataclass(frozen=True)
@@ -68,6 +69,7 @@ def generate(subject: Subject, inputs: dict[str, Tensor], side: Side, answer: in
         if side.plan is not None:
             run = stack.enter_context(prune(model, plan=side.plan, processor=subject.processor))
             timer.wrap()
+        stack.enter_context(using(side.kernels))
         stack.enter_context(torch.inference_mode())
         known = weigh and memory.reset_peak(subject.device)
         clock.settle()

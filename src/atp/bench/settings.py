@@ -12,6 +12,8 @@ from atp.loading import check_dtype
 QUANTS = ("int8",)
 """Weight-only quantisation that torchao does on CPUs and GPUs alike."""
 
+KERNELS = ("torch", "triton")
+
 SHORT = {"bf16": "bfloat16", "fp32": "float32", "fp16": "float16"}
 LEAST = 3
 """Fewer rounds have no quartiles worth the name."""
@@ -42,6 +44,7 @@ class Settings:
         image: file, for a model; None = a drawn scene.
         threads: of the host; None = torch's own choice.
         seed: of weights, prompts and random pruning.
+        kernels: "triton" = pruned sides once more with attention rows by Triton, see `atp.kernels`; "torch" = not.
     """
 
     model: str | None = None
@@ -65,6 +68,7 @@ class Settings:
     quant: str | None = None
     depth: float = 1.0
     keep_tiles: float | None = None
+    kernels: str = "torch"
 
     def __post_init__(self) -> None:
         if self.model and self.arch:
@@ -75,6 +79,8 @@ class Settings:
             raise BadInput("--depth builds an --arch with fewer layers; a --model has its own; leave it away")
         if self.quant is not None and self.quant not in QUANTS:
             raise BadInput(f"--quant is {' or '.join(QUANTS)}, got {self.quant!r}; e.g. --quant {QUANTS[0]}")
+        if self.kernels not in KERNELS:
+            raise BadInput(f"--kernels is {' or '.join(KERNELS)}, got {self.kernels!r}; e.g. --kernels {KERNELS[-1]}")
         limits = (
             ("--rounds", self.rounds, 1), ("--warmup", self.warmup, 1), ("--threads", self.threads, 1),
             ("--round-to", self.round_to, 2),

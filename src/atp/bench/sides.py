@@ -11,6 +11,7 @@ from atp.budget.cost import Flops, Workload, count, visual_after
 from atp.budget.rounding import rounded
 from atp.engine import prune
 from atp.errors import BadInput, InvalidPlan, UnknownMethod, UnsupportedModel
+from atp.kernels import obstacle
 from atp.plan import Plan, Step
 
 BASE = "unpruned"
@@ -27,6 +28,7 @@ class Side:
         quantised: whether it runs on the subject's quantised copy.
         tiles: of an image that is smaller before it is cut into tiles; None = as all others.
         flops: of one prompt, and those of the unpruned model, where the plan does not tell.
+        kernels: what computes attention rows, see `atp.kernels`.
     """
 
     name: str
@@ -34,15 +36,19 @@ class Side:
     quantised: bool = False
     tiles: int | None = None
     flops: tuple[Flops, Flops] | None = None
+    kernels: str = "torch"
 
 
 def sides(subject: Subject, workload: Workload) -> tuple[list[Side], dict[str, str]]:
     """Return the unpruned side and all others; and those that cannot be, with the reason.
 
     Raises:
-        AtpError: that of the first method, where no method is left.
+        AtpError: that of the first method, where no method is left; kernels that cannot run on the subject's device.
     """
     settings = subject.settings
+    why = obstacle(subject.device) if settings.kernels != "torch" else None
+    if why is not None:
+        raise BadInput(f"--kernels {settings.kernels}: {why}")
     made, left_out = [Side(BASE)], {}
     first: Exception | None = None
     found = 0
@@ -52,7 +58,8 @@ def sides(subject: Subject, workload: Workload) -> tuple[list[Side], dict[str, s
             try:
                 stay = None if method == SMALLER else settings.keep_tiles
                 with prune(subject.model, budget, method, processor=subject.processor, workload=workload, tiles=stay) as run:
-                    own = list(_of_plan(subject, workload, run.plan, f"{method} {budget:g}", asked))
+                    name = f"{method} {budget:g}" + ("" if stay is None else f", tiles {stay:g}")
+                    own = list(_of_plan(subject, workload, run.plan, name, asked))
             except UnknownMethod:
                 raise
             except (InvalidPlan, UnsupportedModel) as error:
@@ -70,6 +77,8 @@ def sides(subject: Subject, workload: Workload) -> tuple[list[Side], dict[str, s
     own_sites = [side.plan for side in made if side.plan is not None and all(s.site.stack != "pixels" for s in side.plan.steps)]
     if settings.keep_all and own_sites:
         made.append(keep_all(subject, workload, own_sites[0]))
+    if settings.kernels != "torch":
+        made += [replace(side, name=f"{settings.kernels} + {side.name}", kernels=settings.kernels) for side in made if side.plan]
     if subject.quantised is not None:
         word = str(settings.quant)
         made += [replace(side, name=word if side.name == BASE else f"{word} + {side.name}", quantised=True) for side in made]

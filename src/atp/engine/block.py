@@ -91,7 +91,7 @@ def prune(
         >>> print(run.report())
     """
     adapted = adapt(model, adapter)
-    work = expected(adapted, workload, plan is not None or calibration is not None, text, text_tail)
+    work = expected(adapted, workload, plan is not None or calibration is not None, text, text_tail, budget is not None)
     run = _prepare(adapted, budget, method, plan, calibration, work, method_options, text, second_turn, tiles)
     run.guard = lambda: guard_of(adapted, processor, text_tail)
     run.chooser.score_all = record_all_scores

@@ -70,6 +70,11 @@ def decide(
                 f"method {name!r} makes text tokens leave only, not visual ones; say how much stays, e.g. text=0.5, or use "
                 "method='atp'"
             )
+        if budget is not None:
+            raise InvalidPlan(
+                f"method {name!r} makes text tokens leave only, and text={text:g} says how much; leave budget={budget!r} away, or use "
+                "method='atp', whose visual tokens make up for it"
+            )
         return Plan(name, (), dict(options)), built
     amount = Budget.parse(BUDGET if budget is None else budget)
     named, workload = workload is not None, workload or Workload(images=adapter.tiles)

@@ -105,8 +105,8 @@ def workload_of(model: Any, processor: Any, inputs: Any, answer: int = 3, text_t
     return dataclasses.replace(workload(adapter.shape, processor, inputs, answer), protected=round(int(held.sum()) / len(held)))
 
 
-def expected(adapter: Adapter, work: Workload | None, plan_given: bool, text: Any, tail: int) -> Workload | None:
-    """Return the workload to solve for: where text leaves, with what `tail` protects. Warns where it is not known.
+def expected(adapter: Adapter, work: Workload | None, plan_given: bool, text: Any, tail: int, told: bool) -> Workload | None:
+    """Return the workload to solve for: where text leaves, with what `tail` protects; warns where a budget was `told` and it is unknown.
 
     Raises:
         InvalidPlan: `tail` is no whole number >= 1.
@@ -114,7 +114,7 @@ def expected(adapter: Adapter, work: Workload | None, plan_given: bool, text: An
     check_tail(tail)
     if text is None or text == 1 or plan_given or adapter.shape.cross is not None:  # across, it is refused later
         return work
-    if work is None:
+    if work is None and told:
         warnings.warn(
             f"text={text!r}: how much text prompts have is not known, so the budget is met for {Workload().text} tokens of it, "
             "of which none leave; give workload=atp.workload_of(model, processor, inputs)",

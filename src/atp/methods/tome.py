@@ -11,7 +11,7 @@ from torch import Tensor
 
 from atp.budget.shape import ModelShape
 from atp.fusion import matching_flops
-from atp.methods.base import Method, Work, register
+from atp.methods.base import Method, Work, checked, register
 from atp.plan import Site
 from atp.tokens import Tokens
 
@@ -24,10 +24,18 @@ class ToMe(Method):
     Similarity is the cosine of the keys, averaged over the heads; a merged token is the mean of all patches it stands for.
 
     Differences from the authors' code: tokens merge between two layers, not between attention and MLP; the survivor stays at
-    its place, so the raster order holds; a site that must lose more than half merges in several rounds; no log-size bias
-    in the attention (as the authors for MAE towers). A patch's parity counts the class token before it, also where there is none.
+    its place, so the raster order holds; a site that must lose more than half merges in several rounds. A patch's parity
+    counts the class token before it, also where there is none.
+
+    Attributes:
+        proportional: where attention counts a merged patch as the patches it stands for (log of its size is added to its logits):
+            `tower` as the authors (section 3, "tracking token size"; they leave it out for MAE towers), `none`, or `all`: in the
+            language model too, of which the paper knows nothing.
+
     Cost: 2 x odd x even x head_dim FLOPs an image, site and round: half of the live patches against the other half.
     """
+
+    proportional: str = "tower"
 
     reads: ClassVar[Mapping[str, tuple[str, ...]]] = {"vision": ("keys",)}
     stacks: ClassVar[tuple[str, ...]] = ("vision",)
@@ -38,6 +46,13 @@ class ToMe(Method):
     def default_sites(self, shape: ModelShape) -> tuple[Site, ...]:
         """Return all layers of the tower but the first."""
         return tuple(Site("vision", layer) for layer in range(1, shape.vision.layers))
+
+    def __post_init__(self) -> None:
+        checked("proportional", self.proportional, ("tower", "none", "all"))
+
+    def weighs(self, stack: str) -> bool:
+        """Return whether merged patches count for what they stand for there."""
+        return self.proportional == "all" or (self.proportional == "tower" and stack == "vision")
 
     def score(self, tokens: Tokens) -> Tensor:
         """Return the distance to the most similar live patch of the other set, at least 0."""

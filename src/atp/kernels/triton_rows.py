@@ -1,0 +1,146 @@
+"""Attention rows in two passes over the keys, by Triton; the rows of single heads never lie in memory.
+
+The first pass finds every row's maximum and sum online (Milakov and Gimelshein, arXiv 1805.02867), the second writes the mean over
+the heads. Importing it needs triton. What it computes is defined by `atp.rows.attention_rows`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+MIN = tl.constexpr(torch.finfo(torch.float32).min)
+BOOL, ADDITIVE = tl.constexpr(1), tl.constexpr(2)  # kinds of mask; 0 = none
+
+
+@triton.jit
+def _logits(
+    query: Any, keys: Any, mask: Any, row: Any, column: Any, raters: Any, stored: Any, width: Any, scaling: Any, softcap: Any,
+    key_n: Any, key_d: Any, mask_r: Any, mask_n: Any, DEPTH: tl.constexpr, MASK: tl.constexpr, CAPPED: tl.constexpr,
+) -> Any:  # fmt: skip
+    """Products of a block of one head's queries and keys, capped and masked; -inf past the last key."""
+    depth = tl.arange(0, DEPTH)
+    inside = column < stored
+    key = tl.load(keys + column[None, :] * key_n + depth[:, None] * key_d, inside[None, :] & (depth < width)[:, None], other=0.0)
+    made = tl.dot(query, key, input_precision="ieee") * scaling
+    if CAPPED:  # tanh
+        made = (2.0 * tl.sigmoid(2.0 * made / softcap) - 1.0) * softcap
+    if MASK != 0:
+        place, real = mask + row[:, None] * mask_r + column[None, :] * mask_n, (row < raters)[:, None] & inside[None, :]
+        if MASK == BOOL:
+            made = tl.where(tl.load(place, real, other=1) != 0, made, MIN)
+        else:
+            made += tl.load(place, real, other=0.0).to(tl.float32)
+    return tl.where(inside[None, :], made, -float("inf"))
+
+
+@triton.jit
+def _query(queries: Any, row: Any, raters: Any, width: Any, query_r: Any, query_d: Any, DEPTH: tl.constexpr) -> Any:
+    depth = tl.arange(0, DEPTH)
+    real = (row < raters)[:, None] & (depth < width)[None, :]
+    return tl.load(queries + row[:, None] * query_r + depth[None, :] * query_d, real, other=0.0)
+
+
+@triton.jit
+def _extremes(
+    queries: Any, keys: Any, mask: Any, most: Any, total: Any, heads: Any, share: Any, raters: Any, stored: Any, width: Any,
+    scaling: Any, softcap: Any, query_b: Any, query_h: Any, query_r: Any, query_d: Any, key_b: Any, key_h: Any, key_n: Any,
+    key_d: Any, mask_b: Any, mask_h: Any, mask_r: Any, mask_n: Any, DEPTH: tl.constexpr, ROWS: tl.constexpr,
+    COLUMNS: tl.constexpr, MASK: tl.constexpr, CAPPED: tl.constexpr,
+) -> None:  # fmt: skip
+    """First pass: maximum and sum of the exponentials of the rows of one head of one input."""
+    unit = tl.program_id(0).to(tl.int64)
+    batch, head = unit // heads, unit % heads
+    row = tl.program_id(1) * ROWS + tl.arange(0, ROWS)
+    query = _query(queries + batch * query_b + head * query_h, row, raters, width, query_r, query_d, DEPTH)
+    keys += batch * key_b + head // share * key_h
+    mask += batch * mask_b + head * mask_h
+    top = tl.full([ROWS], -float("inf"), tl.float32)
+    summed = tl.zeros([ROWS], tl.float32)
+    for start in range(0, stored, COLUMNS):
+        column = start + tl.arange(0, COLUMNS)
+        made = _logits(
+            query, keys, mask, row, column, raters, stored, width, scaling, softcap, key_n, key_d, mask_r, mask_n, DEPTH, MASK,
+            CAPPED,
+        )  # fmt: skip
+        higher = tl.maximum(top, tl.max(made, 1))
+        base = tl.where(higher == -float("inf"), 0.0, higher)  # nothing seen so far
+        summed = summed * tl.exp(top - base) + tl.sum(tl.exp(made - base[:, None]), 1)
+        top = higher
+    place = unit * raters + row
+    tl.store(most + place, top, row < raters)
+    tl.store(total + place, summed, row < raters)
+
+
+@triton.jit
+def _mean(
+    queries: Any, keys: Any, mask: Any, most: Any, total: Any, out: Any, heads: Any, share: Any, raters: Any, stored: Any,
+    width: Any, scaling: Any, softcap: Any, query_b: Any, query_h: Any, query_r: Any, query_d: Any, key_b: Any, key_h: Any,
+    key_n: Any, key_d: Any, mask_b: Any, mask_h: Any, mask_r: Any, mask_n: Any, DEPTH: tl.constexpr, ROWS: tl.constexpr,
+    COLUMNS: tl.constexpr, MASK: tl.constexpr, CAPPED: tl.constexpr,
+) -> None:  # fmt: skip
+    """Second pass: the mean over the heads of a block of one input's rows."""
+    batch = tl.program_id(2).to(tl.int64)
+    row = tl.program_id(1) * ROWS + tl.arange(0, ROWS)
+    column = tl.program_id(0) * COLUMNS + tl.arange(0, COLUMNS)
+    summed = tl.zeros([ROWS, COLUMNS], tl.float32)
+    for head in range(0, heads):
+        query = _query(queries + batch * query_b + head * query_h, row, raters, width, query_r, query_d, DEPTH)
+        made = _logits(
+            query, keys + batch * key_b + head // share * key_h, mask + batch * mask_b + head * mask_h, row, column, raters,
+            stored, width, scaling, softcap, key_n, key_d, mask_r, mask_n, DEPTH, MASK, CAPPED,
+        )  # fmt: skip
+        place = (batch * heads + head) * raters + row
+        top = tl.load(most + place, row < raters, other=0.0)
+        summed += tl.exp(made - top[:, None]) / tl.load(total + place, row < raters, other=1.0)[:, None]
+    real = (row < raters)[:, None] & (column < stored)[None, :]
+    wide = (batch * raters + row) * stored
+    tl.store(out + wide[:, None] + column[None, :], summed / heads, real)
+
+
+INTERPRETED = not isinstance(_mean, triton.JITFunction)
+"""Whether TRITON_INTERPRET was set when this was imported: kernels then run on the host, on tensors of any device."""
+
+
+def attention_rows(queries: Tensor, keys: Tensor, allowed: Tensor | None, scaling: float, softcap: float | None = None) -> Tensor:
+    """Return the softmax rows of some queries, averaged over the heads; as `atp.rows.attention_rows`, without gradients.
+
+    Args:
+        queries: `[B, H, R, d]`.
+        keys: `[B, H_kv, C, d]`; H is a multiple of H_kv.
+        allowed: bool (True = attend) or additive, broadcastable to `[B, H, R, C]`; None = all.
+        scaling: factor of the products.
+        softcap: bound that a tanh puts on the scaled products, None = none.
+
+    Returns:
+        `[B, R, C]` in float32.
+    """
+    batch, heads, raters, width = queries.shape
+    groups, stored = keys.shape[1], keys.shape[2]
+    out = torch.empty(batch, raters, stored, dtype=torch.float32, device=queries.device)
+    if out.numel() == 0:
+        return out
+    dtype = torch.promote_types(queries.dtype, keys.dtype)
+    queries, keys, kind, mask = queries.detach().to(dtype), keys.detach().to(dtype), 0, out
+    strides: tuple[int, ...] = (0, 0, 0, 0)
+    if allowed is not None:
+        told = allowed.dtype == torch.bool
+        kind = (BOOL if told else ADDITIVE).value
+        mask = (allowed.view(torch.uint8) if told else allowed.detach()).expand(batch, heads, raters, stored)
+        strides = mask.stride()
+    most, total = torch.empty(2, batch, heads, raters, dtype=torch.float32, device=queries.device)
+    depth = max(16, triton.next_power_of_2(width))
+    rows, columns = (16 if raters <= 16 else 32), (64 if depth <= 128 else 32)  # a dot wants 16; what fits in shared memory
+    numbers = (heads, heads // groups, raters, stored, width, float(scaling), float(softcap or 1.0))
+    strides = (*queries.stride(), *keys.stride(), *strides)
+    sizes = {"DEPTH": depth, "ROWS": rows, "COLUMNS": columns, "MASK": kind, "CAPPED": softcap is not None}
+    above, across = triton.cdiv(raters, rows), triton.cdiv(stored, columns)
+    with torch.cuda.device(queries.device) if queries.is_cuda else contextlib.nullcontext():
+        _extremes[(batch * heads, above)](queries, keys, mask, most, total, *numbers, *strides, **sizes)
+        _mean[(across, above, batch)](queries, keys, mask, most, total, out, *numbers, *strides, **sizes)
+    return out
