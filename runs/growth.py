@@ -8,6 +8,7 @@ from __future__ import annotations
 import functools
 import importlib
 import json
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -23,6 +24,7 @@ from atp.bench.settings import Settings, dtype, numbers, shares
 from atp.bench.subject import Subject
 from atp.bench.summary import RULE
 from atp.bench.table import lines
+from atp.errors import UnreachableBudget
 
 PATCH, TEXT = 14, 32
 TOWER = {"hidden_size": 384, "intermediate_size": 1536, "num_hidden_layers": 6, "num_attention_heads": 6}
@@ -53,18 +55,30 @@ def measure(
     if settings.threads is not None:
         torch.set_num_threads(settings.threads)
     cases: list[dict[str, Any]] = []
+    refused: list[dict[str, Any]] = []
     result = {
         "schema": 1, "subject": NAME, "settings": settings.to_dict(), "machine": machine(), "rule": RULE, "cases": cases,
-        "wanted": len(sides) * len(texts),
+        "wanted": len(sides) * len(texts), "refused": refused,
     }  # fmt: skip
     for side in sides:
         own = model(side, getattr(torch, settings.dtype or "bfloat16"), tower, language)
         for text in texts:
-            subject = Subject(NAME, adapt(own), None, replace(settings, text=text))
-            say = functools.partial(print, f"{side * side} patches, {text} words:")
-            cases.append(case(subject, settings.batches[0], settings.answers[0], say))
+            found = one(own, replace(settings, text=text))
+            (refused if "refused" in found else cases).append(found)
             on_case(result)
     return result
+
+
+def one(own: Any, settings: Settings) -> dict[str, Any]:
+    """Time one size; where so few visual tokens stand beside so many words that a budget cannot be met, at the least there is."""
+    subject = Subject(NAME, adapt(own), None, settings)
+    say = functools.partial(print, f"{subject.adapter.shape.visual} visual tokens, {settings.text} words:")
+    try:
+        return case(subject, settings.batches[0], settings.answers[0], say)
+    except UnreachableBudget as error:
+        if error.lowest >= 0.99:
+            return {"visual": subject.adapter.shape.visual, "text": settings.text, "refused": str(error)}
+        return one(own, replace(settings, budgets=(math.ceil(100 * error.lowest) / 100,)))
 
 
 def plot(result: Mapping[str, Any]) -> str:

@@ -41,13 +41,17 @@ drawn() { # the folder with $1 scenes in the official schemas, written once
 }
 
 evaluate() { # model, folder of records, then options of `atp eval`; the same call goes on after a kill
-    local model=$1 out=$2 part bar failed=0
+    local model=$1 out=$2 part words failed=0
     shift 2
     mkdir -p "$out"
     pids=()
     for ((part = 1; part <= JOBS; part++)); do
-        if [ "$part" = 1 ]; then bar=/dev/stderr; else bar="$out/part-$part.bar"; fi # of the first part the bar is shown
-        "$python" -m atp eval --model "$model" --out "$out" --shard "$part/$JOBS" "$@" >"$out/part-$part.log" 2>"$bar" &
+        words=(-m atp eval --model "$model" --out "$out" --shard "$part/$JOBS" "$@")
+        if [ "$part" = 1 ]; then # its bar is shown
+            "$python" "${words[@]}" >"$out/part-1.log" &
+        else
+            "$python" "${words[@]}" >"$out/part-$part.log" 2>"$out/part-$part.bar" &
+        fi
         pids+=($!)
     done
     for part in "${!pids[@]}"; do

@@ -1,15 +1,15 @@
 #!/usr/bin/env bash
 # Every method at every budget, on every model and task, at equal counted FLOPs: docs/results/peers.md and peers-MODEL.svg.
-# Says first how long it will take on this machine (about 45 minutes on two idle cores). Killed? The same command goes on.
+# Says first how long it will take on this machine (about 25 minutes on two idle cores). Killed? The same command goes on.
 # A look:  DRY=1 bash runs/peers.sh        Fewer:  MODELS=atp-mini-llava METHODS=atp,tome,random bash runs/peers.sh
 . "$(dirname "$0")/models.sh"
 QUESTIONS="${QUESTIONS:-vqav2,gqa}"
 CAPTIONED="${CAPTIONED:-coco}"
 BUDGETS="${BUDGETS:-1.0,0.75,0.6,0.4,0.25}"
 METHODS="${METHODS:-all}" # the first one is compared with the others
-SCENES="${SCENES:-100}"
-LIMIT="${LIMIT:-150}"      # questions of each task
-CAPTIONS="${CAPTIONS:-60}" # captions take as long as many questions
+SCENES="${SCENES:-200}"
+LIMIT="${LIMIT:-400}"       # questions of each task
+CAPTIONS="${CAPTIONS:-200}" # not more than scenes
 [ "${DRY:-0}" = 1 ] && CAPTIONS=4
 if [ "$METHODS" = all ]; then METHODS="$(all_methods)"; fi
 data="$(drawn "$SCENES")"

@@ -1,12 +1,24 @@
 #!/usr/bin/env bash
 # Weights in int8 by torchao, pruned and not, in turn in one process; and the accuracy of the four on the shipped model.
-# Needs: pip install 'atp-vlm[quant]'. About 8 minutes on two idle cores, 6 GB.
+#   bash runs/quant.sh [shipped] [accuracy] [onevision]     without a name: all; what is measured already is skipped
+# torchao may replace nothing that is installed, so give it an environment of its own, on top of this one:
+#   python -m venv --system-site-packages .quant && .quant/bin/pip install --no-deps torchao
+#   PYTHON=.quant/bin/python bash runs/quant.sh        (this environment's packages must be visible to it: same base Python)
+# On two idle cores: shipped 1 minute, accuracy 3, onevision 4. 6 GB.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 source runs/measure.sh
+"$python" -c "import torchao" 2>/dev/null || { echo "torchao is missing in $python; see the head of runs/quant.sh" >&2; exit 2; }
 
-ROUNDS=10 measure quant-shipped --model atp-mini-llava --quant int8 --compare none --budget 0.6 --batch 1,16 --answer-tokens 4
-ROUNDS=3 measure quant-onevision-bf16 --arch llava-onevision-0.5b --tiles 2 --dtype bf16 --quant int8 --compare none --budget 0.6 \
-    --answer-tokens 20
-"$python" runs/quant.py --out "$out/quant-shipped/accuracy.json"
-"$python" runs/performance.py
+shipped() {
+    ROUNDS=10 measure quant-shipped --model atp-mini-llava --quant int8 --compare none --budget 0.6 --batch 1,16 --answer-tokens 4
+}
+accuracy() {
+    [ -z "${FORCE:-}" ] && "$python" runs/whole.py "$out/quant-shipped/accuracy.json" || "$python" runs/quant.py --out "$out/quant-shipped/accuracy.json"
+}
+onevision() {
+    ROUNDS=${ROUNDS:-3} measure quant-onevision-bf16 --arch llava-onevision-0.5b --tiles 2 --dtype bf16 --quant int8 --compare none \
+        --budget 0.6 --answer-tokens 20
+}
+
+parts "1 shipped" "3 accuracy" "4 onevision" -- "$@"

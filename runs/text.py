@@ -25,7 +25,7 @@ from atp.engine import prune, workload_of
 from atp.errors import InvalidPlan, UnreachableBudget
 from atp.evals.harness import header
 from atp.evals.items import Item, scene_items
-from atp.evals.stats import paired_bootstrap
+from atp.evals.stats import Interval, paired_bootstrap
 from atp.loading import load
 from atp.plan import Plan
 from atp.scenes import ask, make_scene, render
@@ -183,19 +183,37 @@ def right(told: dict[str, Any], name: str) -> Any:
     return np.array([answer == truth for answer, truth in pairs], float)
 
 
+def gain(told: dict[str, Any], name: str) -> Interval | None:
+    """Return a setting's score minus that of the same budget with visual tokens leaving only; None = it is no such setting."""
+    beside = f"{name.split()[0]} visual only"
+    if "and text" not in name or beside not in told["rows"]:
+        return None
+    return paired_bootstrap(right(told, name), right(told, beside), np.array(told["scenes"]))
+
+
+def verdicts(told: Sequence[dict[str, Any]]) -> str:
+    """Count wins and losses of text leaving too."""
+    gaps = [gap for one in told for name in one["rows"] if (gap := gain(one, name)) is not None]
+    won, lost = sum(gap.low > 0 for gap in gaps), sum(gap.high < 0 for gap in gaps)
+    return (
+        f"Visual and text against visual only, {len(gaps)} comparisons: {won} wins (interval above 0), "
+        f"{len(gaps) - won - lost} ties, {lost} losses."
+    )
+
+
 def section(told: dict[str, Any]) -> list[str]:
     """Table of one prompt's settings."""
     scenes, base, body = np.array(told["scenes"]), right(told, "all tokens"), []
     for name, row in told["rows"].items():
-        mine, beside = right(told, name), f"{name.split()[0]} visual only"
+        mine, more = right(told, name), gain(told, name)
         gap = NOTHING if name == "all tokens" else str(paired_bootstrap(mine, base, scenes))
-        more = "and text" in name and beside in told["rows"]
-        gain = str(paired_bootstrap(mine, right(told, beside), scenes)) if more else NOTHING
         text = row.get("text")
         kept = f"{text['kept']:.0f} of {text['started']:.0f}" if text else f"all {told['work']['text']}"
         stay = f"{text['protected_gone']} of {text['protected']}" if text else NOTHING
         score = f"{100 * mine.mean():.1f}"
-        body.append((name, f"{row['ratio']:.3f}", score, gap, gain, f"{row['visual']:.1f}", kept, stay))
+        body.append(
+            (name, f"{row['ratio']:.3f}", score, gap, NOTHING if more is None else str(more), f"{row['visual']:.1f}", kept, stay)
+        )
     why = [f"{name}: not possible, {why}." for name, why in told["refused"].items()]
     head = (
         "setting",
@@ -210,6 +228,12 @@ def section(told: dict[str, Any]) -> list[str]:
     work, (kind, _, count) = told["work"], told["prompt"].partition(":")
     lead = f"{len(base)} questions, {len(set(told['scenes']))} scenes; text tokens: {work['text']}, of which "
     return ["", f"### {count} x {kind}: {PROMPTS[kind]}", "", f"{lead}{work['protected']} protected.", *table(head, body), *why]
+
+
+def place(told: dict[str, Any]) -> tuple[int, int]:
+    """Order of a prompt on the page."""
+    kind, _, count = told["prompt"].partition(":")
+    return list(PROMPTS).index(kind), int(count or 0)
 
 
 @app.command()
@@ -227,8 +251,9 @@ def page(
         "prompt's mean length. `protected gone` counts by spelling, apart from the package, what should have stayed and did "
         "not. Intervals: 95 %, paired bootstrap over scenes.",
     ]
+    lines += ["", verdicts(told)]
     for model in dict.fromkeys(one["model"] for one in told):
-        mine = [one for one in told if one["model"] == model]
+        mine = sorted((one for one in told if one["model"] == model), key=place)
         versions = ", ".join(f"{name} {value}" for name, value in mine[0]["versions"].items())
         lines += [
             "",

@@ -17,7 +17,7 @@ def whole(file: Path) -> bool:
     if "cases" in found:
         asked = found["settings"]
         wanted = found.get("wanted") or math.prod(len(asked[name]) for name in ("devices", "batches", "answers"))
-        return len(found["cases"]) >= wanted
+        return len(found["cases"]) + len(found.get("refused", ())) >= wanted
     return not found.get("unfinished", False)
 
 

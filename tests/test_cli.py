@@ -232,3 +232,25 @@ def test_python_dash_m(image_file: Path) -> None:
     assert done.returncode == 2
     assert done.stdout == ""
     assert done.stderr.startswith("error: no question given")
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        (["--model", "nope"], "unknown model 'nope'"),
+        (["--method", "nope"], "unknown method 'nope'"),
+        (["--out", "/proc/no/certificate.json"], "cannot write the certificate '/proc/no/certificate.json'"),
+    ],
+)
+def test_calibrate_refuses_before_it_draws_a_scene(shell: Shell, tmp_path: Path, given: list[str], said: str) -> None:
+    records = tmp_path / "records"
+    place = [] if "--out" in given else ["--out", tmp_path / "certificate.json"]
+    code, _, err = shell("calibrate", "--max-drop", "0.1", "--records", records, *place, *given)
+    assert (code, said in err, len(err.strip().splitlines())) == (2, True, 1)
+    assert not records.exists() and not (tmp_path / "certificate.json").exists()
+
+
+def test_report_of_a_file_says_what_a_folder_holds(shell: Shell, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("x")
+    code, _, err = shell("report", tmp_path / "file")
+    assert code == 2 and "expected a folder that `atp eval --out` wrote" in err

@@ -19,7 +19,7 @@ from atp.bench.clock import HostClock
 from atp.bench.execute import case, steps
 from atp.bench.hooks import HookTimer
 from atp.bench.measure import generate
-from atp.bench.profiling import profile
+from atp.bench.profiling import gaps, profile
 from atp.bench.quantise import quantised, weight_bytes
 from atp.bench.settings import Settings
 from atp.bench.sides import Side, sides
@@ -113,6 +113,20 @@ def test_profile_names_our_hooks(tmp_path: Path) -> None:
     own = [event for event in events if str(event.get("name", "")).startswith("atp: ")]
     assert len(own) == told["hooks"] > 0 and told["side"] == "random 0.8"
     assert 0 < told["own_share"] < 1 and told["own_share"] == told["own_seconds"] / told["seconds"]
+    assert 0 < told["idle_seconds"] < sum(event["dur"] for event in own) / 1e6
+    assert told["waits"] <= 1 < told["sites"] and told["waits_unpruned"] >= 1  # where the visual tokens stand
+
+
+def test_gaps_are_what_no_operator_fills() -> None:
+    """10 us of a hook, of which operators fill 2 to 5 (one inside the other) and 7 to 9: 5 us are left; 3 of another's 3."""
+    spans = (
+        ("user_annotation", "atp: enter", 100, 10), ("cpu_op", "aten::cat", 102, 3), ("cpu_op", "aten::copy_", 103, 1),
+        ("cpu_op", "aten::add", 107, 2), ("cpu_op", "aten::mm", 110, 50), ("user_annotation", "atp: leave", 170, 3),
+        ("user_annotation", "theirs", 180, 9),
+    )  # fmt: skip
+    events = [{"ph": "X", "cat": cat, "name": name, "ts": ts, "dur": dur} for cat, name, ts, dur in spans]
+    told = gaps([*events, {"ph": "s", "name": "flow"}])
+    assert told == {"hooks": 2, "idle_seconds": pytest.approx(8e-6), "most_idle": "atp: enter"}
 
 
 # --- weights in int8 ----------------------------------------------------------------------------------------------------

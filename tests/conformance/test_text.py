@@ -13,6 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import tiny
 from atp.adapters import adapt
+from atp.budget.cost import Workload
 from atp.engine import Run, book, prune
 from atp.errors import InvalidPlan, UnsupportedModel
 from atp.methods.tokendrop import blank, save
@@ -185,7 +186,10 @@ def test_tokendrop_keeps_the_ids_that_are_hard_to_predict(tmp_path: Path) -> Non
     plan = Plan("tokendrop", (Step(Site("language", 2), 0.5),), {"table": str(tmp_path / "t.safetensors")})
     for given, says in (
         ({"method": "tokendrop", **plan.options}, "makes text tokens leave only, .*, e.g. text=0.5"),
-        ({"method": "tokendrop", **plan.options, "text": 0.5, "budget": 0.6}, "text=0.5 says how much; leave budget=0.6 away"),
+        (
+            {"method": "tokendrop", **plan.options, "text": 0.5, "budget": 0.6, "workload": Workload()},
+            "text=0.5 says how much; leave budget=0.6 away",
+        ),
         ({"plan": plan}, "makes text tokens leave only, got keep=0.5; use keep=1.0 and text=0.5"),
     ):
         with pytest.raises(InvalidPlan, match=says), prune(model, **given):

@@ -53,6 +53,8 @@ def test_the_page_of_long_prompts(monkeypatch: pytest.MonkeyPatch, tmp_path: Pat
     assert "| 0.6 visual only | 0.600 | 50.0 | -50.00 [-100.00, +0.00] | - | 90.0 | all 100 | - |" in page
     assert "| 0.6 visual and text, text=0.7 | 0.600 | 75.0 | -25.00 [-75.00, +0.00] | +25.00 [" in page
     assert "| 90.0 | 55 of 101 | 3 of 160 |" in page
+    assert "1 comparisons: 0 wins (interval above 0), 1 ties, 0 losses." in page
+    assert page.index("| plain |") < page.index("| 8 x examples |")
     assert "0.4 visual only: not possible, lowest 0.45." in page
 
 

@@ -74,11 +74,12 @@ def sides(subject: Subject, workload: Workload) -> tuple[list[Side], dict[str, s
             found += asked
     if not found and first is not None:
         raise first
-    own_sites = [side.plan for side in made if side.plan is not None and all(s.site.stack != "pixels" for s in side.plan.steps)]
-    if settings.keep_all and own_sites:
-        made.append(keep_all(subject, workload, own_sites[0]))
+    inside = [side for side in made if side.plan is not None and all(s.site.stack != "pixels" for s in side.plan.steps)]
+    if settings.keep_all and inside and inside[0].plan is not None:
+        inside.append(keep_all(subject, workload, inside[0].plan))
+        made.append(inside[-1])
     if settings.kernels != "torch":
-        made += [replace(side, name=f"{settings.kernels} + {side.name}", kernels=settings.kernels) for side in made if side.plan]
+        made += [replace(side, name=f"{settings.kernels} + {side.name}", kernels=settings.kernels) for side in inside]
     if subject.quantised is not None:
         word = str(settings.quant)
         made += [replace(side, name=word if side.name == BASE else f"{word} + {side.name}", quantised=True) for side in made]

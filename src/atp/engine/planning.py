@@ -72,8 +72,8 @@ def decide(
             )
         if budget is not None:
             raise InvalidPlan(
-                f"method {name!r} makes text tokens leave only, and text={text:g} says how much; leave budget={budget!r} away, or use "
-                "method='atp', whose visual tokens make up for it"
+                f"method {name!r} makes text tokens leave only, and text={text:g} says how much; leave budget={budget!r} away, "
+                "or use method='atp', whose visual tokens make up for it"
             )
         return Plan(name, (), dict(options)), built
     amount = Budget.parse(BUDGET if budget is None else budget)

@@ -106,7 +106,7 @@ def workload_of(model: Any, processor: Any, inputs: Any, answer: int = 3, text_t
 
 
 def expected(adapter: Adapter, work: Workload | None, plan_given: bool, text: Any, tail: int, told: bool) -> Workload | None:
-    """Return the workload to solve for: where text leaves, with what `tail` protects; warns where a budget was `told` and it is unknown.
+    """Return the workload to solve for, with what `tail` protects; warns if text leaves by a budget `told` without workload.
 
     Raises:
         InvalidPlan: `tail` is no whole number >= 1.

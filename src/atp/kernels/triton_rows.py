@@ -1,33 +1,33 @@
 """Attention rows in two passes over the keys, by Triton; the rows of single heads never lie in memory.
 
-The first pass finds every row's maximum and sum online (Milakov and Gimelshein, arXiv 1805.02867), the second writes the mean over
-the heads. Importing it needs triton. What it computes is defined by `atp.rows.attention_rows`.
+The first pass finds every row's maximum and sum online (Milakov and Gimelshein, arXiv 1805.02867), the second writes the mean
+over the heads. Importing it needs triton. What it computes is defined by `atp.rows.attention_rows`.
 """
 
 from __future__ import annotations
 
 import contextlib
-from typing import Any
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
+# Nothing is annotated in a kernel but constexpr: the compiler looks annotations up.
 MIN = tl.constexpr(torch.finfo(torch.float32).min)
 BOOL, ADDITIVE = tl.constexpr(1), tl.constexpr(2)  # kinds of mask; 0 = none
 
 
 @triton.jit
 def _logits(
-    query: Any, keys: Any, mask: Any, row: Any, column: Any, raters: Any, stored: Any, width: Any, scaling: Any, softcap: Any,
-    key_n: Any, key_d: Any, mask_r: Any, mask_n: Any, DEPTH: tl.constexpr, MASK: tl.constexpr, CAPPED: tl.constexpr,
-) -> Any:  # fmt: skip
+    query, keys, mask, row, column, raters, stored, width, scaling, softcap,
+    key_n, key_d, mask_r, mask_n, DEPTH: tl.constexpr, MASK: tl.constexpr, CAPPED: tl.constexpr,
+):  # fmt: skip
     """Products of a block of one head's queries and keys, capped and masked; -inf past the last key."""
     depth = tl.arange(0, DEPTH)
     inside = column < stored
     key = tl.load(keys + column[None, :] * key_n + depth[:, None] * key_d, inside[None, :] & (depth < width)[:, None], other=0.0)
-    made = tl.dot(query, key, input_precision="ieee") * scaling
+    made = tl.dot(query, key.to(query.dtype), input_precision="ieee") * scaling
     if CAPPED:  # tanh
         made = (2.0 * tl.sigmoid(2.0 * made / softcap) - 1.0) * softcap
     if MASK != 0:
@@ -40,28 +40,31 @@ def _logits(
 
 
 @triton.jit
-def _query(queries: Any, row: Any, raters: Any, width: Any, query_r: Any, query_d: Any, DEPTH: tl.constexpr) -> Any:
+def _query(
+    queries, row, raters, width, query_r, query_d, DEPTH: tl.constexpr, WIDEN: tl.constexpr,
+):  # fmt: skip
     depth = tl.arange(0, DEPTH)
     real = (row < raters)[:, None] & (depth < width)[None, :]
-    return tl.load(queries + row[:, None] * query_r + depth[None, :] * query_d, real, other=0.0)
+    query = tl.load(queries + row[:, None] * query_r + depth[None, :] * query_d, real, other=0.0)
+    return query.to(tl.float32) if WIDEN else query
 
 
 @triton.jit
 def _extremes(
-    queries: Any, keys: Any, mask: Any, most: Any, total: Any, heads: Any, share: Any, raters: Any, stored: Any, width: Any,
-    scaling: Any, softcap: Any, query_b: Any, query_h: Any, query_r: Any, query_d: Any, key_b: Any, key_h: Any, key_n: Any,
-    key_d: Any, mask_b: Any, mask_h: Any, mask_r: Any, mask_n: Any, DEPTH: tl.constexpr, ROWS: tl.constexpr,
-    COLUMNS: tl.constexpr, MASK: tl.constexpr, CAPPED: tl.constexpr,
-) -> None:  # fmt: skip
+    queries, keys, mask, most, total, heads, share, raters, stored, width,
+    scaling, softcap, query_b, query_h, query_r, query_d, key_b, key_h, key_n,
+    key_d, mask_b, mask_h, mask_r, mask_n, DEPTH: tl.constexpr, ROWS: tl.constexpr,
+    COLUMNS: tl.constexpr, MASK: tl.constexpr, CAPPED: tl.constexpr, WIDEN: tl.constexpr,
+):  # fmt: skip
     """First pass: maximum and sum of the exponentials of the rows of one head of one input."""
     unit = tl.program_id(0).to(tl.int64)
     batch, head = unit // heads, unit % heads
     row = tl.program_id(1) * ROWS + tl.arange(0, ROWS)
-    query = _query(queries + batch * query_b + head * query_h, row, raters, width, query_r, query_d, DEPTH)
+    query = _query(queries + batch * query_b + head * query_h, row, raters, width, query_r, query_d, DEPTH, WIDEN)
     keys += batch * key_b + head // share * key_h
     mask += batch * mask_b + head * mask_h
     top = tl.full([ROWS], -float("inf"), tl.float32)
-    summed = tl.zeros([ROWS], tl.float32)
+    summed, shift = tl.zeros([ROWS], tl.float32), tl.zeros([ROWS], tl.float32)
     for start in range(0, stored, COLUMNS):
         column = start + tl.arange(0, COLUMNS)
         made = _logits(
@@ -72,25 +75,26 @@ def _extremes(
         base = tl.where(higher == -float("inf"), 0.0, higher)  # nothing seen so far
         summed = summed * tl.exp(top - base) + tl.sum(tl.exp(made - base[:, None]), 1)
         top = higher
+        shift = base
     place = unit * raters + row
-    tl.store(most + place, top, row < raters)
+    tl.store(most + place, shift, row < raters)
     tl.store(total + place, summed, row < raters)
 
 
 @triton.jit
 def _mean(
-    queries: Any, keys: Any, mask: Any, most: Any, total: Any, out: Any, heads: Any, share: Any, raters: Any, stored: Any,
-    width: Any, scaling: Any, softcap: Any, query_b: Any, query_h: Any, query_r: Any, query_d: Any, key_b: Any, key_h: Any,
-    key_n: Any, key_d: Any, mask_b: Any, mask_h: Any, mask_r: Any, mask_n: Any, DEPTH: tl.constexpr, ROWS: tl.constexpr,
-    COLUMNS: tl.constexpr, MASK: tl.constexpr, CAPPED: tl.constexpr,
-) -> None:  # fmt: skip
+    queries, keys, mask, most, total, out, heads, share, raters, stored,
+    width, scaling, softcap, query_b, query_h, query_r, query_d, key_b, key_h,
+    key_n, key_d, mask_b, mask_h, mask_r, mask_n, DEPTH: tl.constexpr, ROWS: tl.constexpr,
+    COLUMNS: tl.constexpr, MASK: tl.constexpr, CAPPED: tl.constexpr, WIDEN: tl.constexpr,
+):  # fmt: skip
     """Second pass: the mean over the heads of a block of one input's rows."""
     batch = tl.program_id(2).to(tl.int64)
     row = tl.program_id(1) * ROWS + tl.arange(0, ROWS)
     column = tl.program_id(0) * COLUMNS + tl.arange(0, COLUMNS)
     summed = tl.zeros([ROWS, COLUMNS], tl.float32)
     for head in range(0, heads):
-        query = _query(queries + batch * query_b + head * query_h, row, raters, width, query_r, query_d, DEPTH)
+        query = _query(queries + batch * query_b + head * query_h, row, raters, width, query_r, query_d, DEPTH, WIDEN)
         made = _logits(
             query, keys + batch * key_b + head // share * key_h, mask + batch * mask_b + head * mask_h, row, column, raters,
             stored, width, scaling, softcap, key_n, key_d, mask_r, mask_n, DEPTH, MASK, CAPPED,
@@ -104,7 +108,10 @@ def _mean(
 
 
 INTERPRETED = not isinstance(_mean, triton.JITFunction)
-"""Whether TRITON_INTERPRET was set when this was imported: kernels then run on the host, on tensors of any device."""
+"""Whether TRITON_INTERPRET was set when this was imported: kernels then run on the host, on tensors of any device.
+
+Its `tl.dot` takes the bits of bfloat16 for whole numbers, so blocks are widened first there.
+"""
 
 
 def attention_rows(queries: Tensor, keys: Tensor, allowed: Tensor | None, scaling: float, softcap: float | None = None) -> Tensor:
@@ -138,7 +145,7 @@ def attention_rows(queries: Tensor, keys: Tensor, allowed: Tensor | None, scalin
     rows, columns = (16 if raters <= 16 else 32), (64 if depth <= 128 else 32)  # a dot wants 16; what fits in shared memory
     numbers = (heads, heads // groups, raters, stored, width, float(scaling), float(softcap or 1.0))
     strides = (*queries.stride(), *keys.stride(), *strides)
-    sizes = {"DEPTH": depth, "ROWS": rows, "COLUMNS": columns, "MASK": kind, "CAPPED": softcap is not None}
+    sizes = {"DEPTH": depth, "ROWS": rows, "COLUMNS": columns, "MASK": kind, "CAPPED": softcap is not None, "WIDEN": INTERPRETED}
     above, across = triton.cdiv(raters, rows), triton.cdiv(stored, columns)
     with torch.cuda.device(queries.device) if queries.is_cuda else contextlib.nullcontext():
         _extremes[(batch * heads, above)](queries, keys, mask, most, total, *numbers, *strides, **sizes)

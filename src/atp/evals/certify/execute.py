@@ -22,7 +22,8 @@ from atp.evals.harness.execute import CLEAN, run
 from atp.evals.harness.gather import Gathered, cost, gather, reference
 from atp.evals.harness.settings import REFERENCE, Settings
 from atp.evals.tasks.base import REGISTRY as TASKS
-from atp.loading import load
+from atp.loading import check_model_type, load, resolve
+from atp.methods import METHODS
 from atp.plan import Plan
 from atp.scenes import SPLITS
 from atp.scenes.official import write
@@ -81,6 +82,7 @@ class Wanted:
             raise BadInput(f"unknown test {self.test!r}; choose one of auto, {', '.join(TESTS)}")
         if self.method == REFERENCE or not any(0 < budget < 1 for budget in self.budgets):
             raise BadInput("nothing to certify: the grid has no method at a budget below 1; e.g. --budgets 0.9,0.8,0.6")
+        METHODS.get(self.method)
         if self.data and self.name == SCENES:
             raise BadInput(
                 f"scenes are drawn, got --data {self.data}; use --task {ASKED} for the files there, or leave --data away"
@@ -153,9 +155,10 @@ def certify(wanted: Wanted, folder: Path, step: Callable[[str, int, int, bool], 
         step: told after every setting of every batch, as `harness.execute.run` does.
 
     Raises:
-        BadInput: whatever the harness refuses; scores outside [0, 1]; a truth that is withheld.
+        BadInput: no such model; whatever the harness refuses; scores outside [0, 1]; a truth that is withheld.
         UnreachableBudget: no budget of the grid can be reached.
     """
+    check_model_type(resolve(wanted.model))  # before scenes are drawn
     settings = wanted.settings(wanted.data or _scenes(wanted, folder))
     run(settings, 0, folder, step)
     gathered = gather([folder])

@@ -87,7 +87,7 @@ def load(folder: Path) -> dict[str, Any]:
     path = folder / FILE
     try:
         return dict(json.loads(path.read_text(encoding="utf-8")))
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         raise BadInput(f"no {FILE} in {str(folder)!r}; expected a folder that `atp eval --out` wrote") from None
     except (ValueError, TypeError) as error:
         raise BadInput(f"{str(path)!r} is broken ({error}); restore it, or begin anew in another folder") from None
