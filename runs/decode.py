@@ -140,7 +140,7 @@ def main(
     model, processor = atp.load("atp-mini-llava")
     result: dict[str, Any] = {
         "schema": 1, "subject": "atp-mini-llava", "machine": machine(), "unfinished": compiles,
-        "steps": counts(model, processor, budget), "compiled": [],
+        "steps": [] if compiles else counts(model, processor, budget), "compiled": [],
     }  # fmt: skip
     write(out, result)
     if compiles:

@@ -6,6 +6,7 @@ Seconds are those of the processor, so that the estimate for idle cores is right
 
 from __future__ import annotations
 
+import sys
 import time
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -14,6 +15,7 @@ from typing import Annotated, Any
 import torch
 import typer
 
+from atp.errors import AtpError
 from atp.evals.harness import execute, records
 from atp.evals.harness import settings as read
 
@@ -69,4 +71,7 @@ def minutes(ready: execute.Prepared, task: str, done: set[Any], jobs: int) -> fl
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    try:
+        typer.run(main)
+    except AtpError as error:
+        sys.exit(f"Error: {error}")

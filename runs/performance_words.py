@@ -16,6 +16,7 @@ class Section:
         tables: names of tables of `performance.py`.
         after: words behind them.
         losses: whether the cases that did not pay are listed.
+        beside: more kinds of results that its tables read.
     """
 
     title: str
@@ -25,6 +26,7 @@ class Section:
     tables: tuple[str, ...]
     after: str = ""
     losses: bool = False
+    beside: tuple[str, ...] = ()
 
 
 ABSENT = "Not measured yet: `bash {script}`."
@@ -62,6 +64,31 @@ masks, Python): host time before the first token. `keep-all` runs every site and
 its ideal of x1.00 is the whole cost of the machinery. `/32` has its counts rounded down so that layers run on multiples of 32
 rows."""
 
+EVEN = """`bash runs/growth.sh even`: the model of the growth curve with few visual tokens and long prompts, 0.6 of the FLOPs or
+as little as can be had. How many times faster the first token and the whole answer come, and up to which length of
+answer that stays worth it."""
+
+PROFILE = """The second table reads the profile of one pruned prefill (`--trace`): the share of its time inside our hooks, the
+share in them while no operator ran (Python: on a GPU the gap that is ours, if the device has nothing queued), and how often
+the host waits for a value, counted without the profiler. Where the visual tokens of a prompt stand is read at most
+once; a site with a fixed count never waits, one with a threshold waits once (`tests/bench/test_counting.py`)."""
+
+QUEUES = """`bash runs/throughput.sh`. Fixed counts pad nothing. Counts per input pad every input to the one of its batch that
+keeps most; `run.report()` tells the share of rows that are such padding. *Alike*: `atp.batches(images, size)` puts pictures
+of like detail into a batch, read from pixels before anything runs. *Capped*: no input keeps more than 1.1 of the mean
+(`Step.ceiling`). Equal memory: the largest batch whose peak beyond the weights stays within that of the unpruned model.
+Where weights are random, counts are drawn with the spread that the shipped model's have, and *alike* knows them: a
+bound."""
+
+ADVICE = """With a queue use fixed counts, which are the default; with counts per input use `atp.batches`, or a ceiling."""
+
+DECODE = """`bash runs/decode.sh`. A step reads all weights whatever was pruned, and keys and values of what was kept. The first
+table is of long prompts; the second counts what a step of the shipped model does (no timing); the third is a prefill of
+fixed counts as one graph, the first call compiles it."""
+
+GRAPHS = """Where attention has no mask, a step sends no operator of ours to the device (tested); merged patches that weigh more
+than one need a mask, made once for all layers between two sites."""
+
 GROWTH = """`bash runs/growth.sh`: one answer token, one image of 196 to 10,000 visual tokens, a LLaVA with 6 layers of
 Qwen2-0.5B's width. Attention grows with the square of the tokens."""
 
@@ -75,12 +102,16 @@ SECTIONS = (
     Section("Speed", SPEED, "speed", "runs/speed.sh", ("speed",)),
     Section("Where the time goes", SPLIT, "speed", "runs/speed.sh", ("split",)),
     Section("When not to use this", WHEN_NOT, "speed", "runs/speed.sh", ("even",), NOT_WORTH, True),
-    Section("What our part costs", OVERHEAD, "overhead", "runs/overhead.sh", ("overhead",)),
+    Section("From where on it pays", EVEN, "even", "runs/growth.sh even", ("grid",)),
+    Section("What our part costs", OVERHEAD, "overhead", "runs/overhead.sh", ("overhead", "traces"), PROFILE),
+    Section("Queues", QUEUES, "throughput", "runs/throughput.sh", ("throughput",), ADVICE),
+    Section("Decoding", DECODE, "decode", "runs/decode.sh", ("decode", "steps", "compiled"), GRAPHS, beside=("steps",)),
     Section("Growth", GROWTH, "growth", "runs/growth.sh", ("growth",), PLOT),
     Section("With weights in int8", QUANT, "quant", "runs/quant.sh", ("quant", "accuracy")),
 )
 
 AFTER = """## Profile
 
-`atp bench ... --trace trace.json` writes a profile of one pruned prefill for `chrome://tracing` or ui.perfetto.dev; our hooks
-carry names that begin with `atp: `, so a gap that is ours shows as such."""
+`atp bench ... --trace trace.json` writes a profile of one pruned prefill for `chrome://tracing` or ui.perfetto.dev; our
+hooks carry names that begin with `atp: `, so a gap that is ours shows as such; `bench.json` has what the table of
+profiles above shows."""

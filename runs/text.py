@@ -156,6 +156,7 @@ def measure(
     mean = {
         name: round(float(np.mean([getattr(work, name) for work in works]))) for name in ("images", "text", "answer", "protected")
     }
+    mean["images"] = len(made[0][1])
     facts = {
         "model": model,
         "prompt": form,
@@ -214,7 +215,10 @@ def section(told: dict[str, Any]) -> list[str]:
         body.append(
             (name, f"{row['ratio']:.3f}", score, gap, NOTHING if more is None else str(more), f"{row['visual']:.1f}", kept, stay)
         )
-    why = [f"{name}: not possible, {why}." for name, why in told["refused"].items()]
+    reasons: dict[str, list[str]] = {}
+    for name, why in told["refused"].items():
+        reasons.setdefault(why, []).append(name)
+    refused = [f"Not possible: {', '.join(names)}: {why}." for why, names in reasons.items()]
     head = (
         "setting",
         "FLOPs",
@@ -227,7 +231,14 @@ def section(told: dict[str, Any]) -> list[str]:
     )
     work, (kind, _, count) = told["work"], told["prompt"].partition(":")
     lead = f"{len(base)} questions, {len(set(told['scenes']))} scenes; text tokens: {work['text']}, of which "
-    return ["", f"### {count} x {kind}: {PROMPTS[kind]}", "", f"{lead}{work['protected']} protected.", *table(head, body), *why]
+    return [
+        "",
+        f"### {count} x {kind}: {PROMPTS[kind]}",
+        "",
+        f"{lead}{work['protected']} protected.",
+        *table(head, body),
+        *refused,
+    ]
 
 
 def place(told: dict[str, Any]) -> tuple[int, int]:

@@ -7,7 +7,7 @@ a prompt in the language model. A number never changes, whatever has left before
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import reduce
 from typing import Any
 
@@ -145,9 +145,8 @@ class Tokens:
 
     def halves(self, window: int | None = None) -> Halves:
         """Compare the live tokens' keys half with half (`fusion.halve`), once a site."""
-        if "halves" not in self.notes:
-            self.notes["halves"] = halve(self.unit_keys, self.alive, self.crowd, window)
-        made: Halves = self.notes["halves"]
+        made: Halves = self.notes.get("halves") or halve(self.unit_keys, self.alive, self.crowd, window)
+        self.notes["halves"] = made
         return made
 
     def matched(self, counts: Tensor, ease: Tensor | None = None, window: int | None = None) -> Matching:
@@ -224,10 +223,7 @@ class Record:
         return self._live(self.raw_scores if self.measured is None else self.measured)
 
     def _live(self, values: Tensor | None) -> list[Tensor] | None:
-        if values is None:
-            return None
-        alive = self.alive.cpu()
-        return [row[alive[i]] for i, row in enumerate(values.cpu())]
+        return None if values is None else [row[live] for row, live in zip(values.cpu(), self.alive.cpu(), strict=True)]
 
     def joined(self, other: Record) -> Record:
         """The same site with the rows of another record behind its own."""
@@ -243,12 +239,9 @@ class Record:
             return torch.cat([torch.nn.functional.pad(one, (0, most - one.shape[1]), value=fill) for one in wide])
 
         keep, alive = join(self.keep, other.keep, False), join(self.alive, other.alive, False)
-        assert keep is not None
-        assert alive is not None
-        return Record(
-            forward=self.forward,
-            stack=self.stack,
-            layer=self.layer,
+        assert keep is not None and alive is not None
+        return replace(
+            self,
             input_index=list(range(len(keep))),
             started=self.started + other.started,
             counts=self.counts + other.counts,

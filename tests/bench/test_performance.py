@@ -5,6 +5,8 @@ from __future__ import annotations
 import importlib
 import json
 import math
+import os
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -47,7 +49,7 @@ def test_what_was_not_measured_says_so(tmp_path: Path) -> None:
     made = importlib.import_module("performance")
     (tmp_path / "results" / "performance").mkdir(parents=True)
     text = made.write(tmp_path).read_text()
-    for script in ("speed", "overhead", "growth", "quant"):
+    for script in ("speed", "overhead", "growth", "quant", "throughput", "decode"):
         assert f"Not measured yet: `bash runs/{script}.sh`" in text
         assert (ROOT / "runs" / f"{script}.sh").is_file()
 
@@ -55,9 +57,16 @@ def test_what_was_not_measured_says_so(tmp_path: Path) -> None:
 def test_every_table_from_results(tmp_path: Path) -> None:
     made = importlib.import_module("performance")
     folder = tmp_path / "results" / "performance"
-    for kind in ("speed-x-bf16", "overhead-x", "growth", "quant-x"):
+    profile = {
+        "side": "atp 0.5", "hooks": 40, "own_share": 0.1, "seconds": 2.0, "idle_seconds": 0.05, "most_idle": "atp: enter",
+        "waits": 1, "waits_unpruned": 3, "sites": 4,
+    }  # fmt: skip
+    for kind in ("speed-x-bf16", "overhead-x", "growth", "quant-x", "decode-x", "even"):
         (folder / kind).mkdir(parents=True)
-        (folder / kind / "bench.json").write_text(json.dumps(result(kind)))
+        (folder / kind / "bench.json").write_text(json.dumps({**result(kind), "profile": profile}))
+    for name, made_of in (("throughput", queue()), ("steps", steps())):
+        (folder / f"{name}-x").mkdir()
+        (folder / f"{name}-x" / f"{name}.json").write_text(json.dumps(made_of))
     (folder / "speed-killed").mkdir()
     (folder / "speed-killed" / "bench.json").touch()
     row = {
@@ -75,10 +84,75 @@ def test_every_table_from_results(tmp_path: Path) -> None:
         "- atp 0.5: faster at every measured size from 196 visual tokens on.",
         "| int8 | 1.000 | 95.00 | -0.25 [-1.00, +0.50] | 1.5 % |",
         "| 250.0 ms | 50.0 ms | 6.0% | 20000 us | +1.0% |",
+        "| overhead-x | atp 0.5 | 40 | 10.0% | 2.5% | atp: enter | 3 | 1 | 4 |",
+        "- 5 words and answers of 3: pruning is faster from 196 visual tokens on.",
+        "| 196 | 5 | atp 0.5 | x2.00 | x1.71 | faster | 46 tokens | 16 tokens |",
+        "| x | float32 | batch | unpruned | 16 |  |  | 2 |  | 10 MB | 2.00 MB |  |",
+        "|  |  |  | atp 0.5 | 16 | 25% | 5% | 4 | x2.00 | 10 MB | 2.00 MB | faster |",
+        "| decode-x | 1 | 196 | unpruned | 1.00 s |  |  | 0.00 MB |  |",
+        "|  |  |  | atp 0.5 | 1.00 s | x1.00 | 20000 us | 0.00 MB | x1.71 |",
+        "| 1 | atp 0.5 | 459 | 1 | 900 | 100 |",
+        "| 4 | atp 0.5 | inductor | 40.00 s | 10.0 ms | 15.0 ms | x1.50 | 2.0e-05 | yes |",
         "Measured on: cpu, 2 cores, 2 threads, AVX512, torch 2, transformers 5.",
     ):
         assert words in text
-    assert {file.name for file in folder.glob("*.md")} == {"speed.md", "overhead.md", "growth.md", "quant.md", "accuracy.md"}
+    assert {file.name for file in folder.glob("*.md")} == {
+        "speed.md",
+        "overhead.md",
+        "growth.md",
+        "quant.md",
+        "accuracy.md",
+        *MORE,
+    }
+
+
+MORE = ("decode.md", "even.md", "throughput.md", "steps.md")
+
+
+def queue() -> dict[str, Any]:
+    """Eight answers in four seconds, and in two."""
+    row = {"side": "unpruned", "batch": 16, "padding": {}, "answers_per_second": 2.0, "gain": {"median": 1.0}, "verdict": ""}
+    row |= {"peak_bytes": 10**7, "kv_bytes": 2 * 10**6}
+    pruned = {**row, "side": "atp 0.5", "padding": {"vision": 0.25, "language": 0.05}, "answers_per_second": 4.0}
+    pruned |= {"gain": {"median": 2.0}, "verdict": "faster"}
+    return {"subject": "x", "dtype": "float32", "machine": result()["machine"], "equal_batch": {"sides": [row, pruned]}}
+
+
+def steps() -> dict[str, Any]:
+    """A counted step, and a compiled prefill in two thirds of the time; the script keeps them in two files, here are both."""
+    graph = {
+        "batch": 4, "side": "atp 0.5", "backend": "inductor", "first_seconds": 40.0, "seconds": {"median": 0.01},
+        "plain_seconds": {"median": 0.015}, "apart": 2e-5, "same_answer": True,
+    }  # fmt: skip
+    step = {"batch": 1, "side": "atp 0.5", "operators": 459, "waits": 1, "calls": 900, "own_calls": 100}
+    return {"machine": result()["machine"], "steps": [step], "compiled": [graph]}
+
+
+@pytest.mark.parametrize(
+    ("found", "is_whole"),
+    [
+        ({"settings": {"devices": [""], "batches": [1, 4], "answers": [3]}, "cases": [1, 2]}, True),
+        ({"settings": {"devices": [""], "batches": [1, 4], "answers": [3]}, "cases": [1]}, False),
+        ({"settings": {}, "wanted": 3, "cases": [1], "refused": [1, 1]}, True),
+        ({"equal_batch": {}, "unfinished": True}, False),
+        ({"rows": []}, True),
+    ],
+)
+def test_what_was_cut_off_is_measured_again(tmp_path: Path, found: dict[str, Any], is_whole: bool) -> None:
+    whole = importlib.import_module("whole").whole
+    (tmp_path / "x.json").write_text(json.dumps(found))
+    assert whole(tmp_path / "x.json") == is_whole
+    (tmp_path / "x.json").write_text(json.dumps(found)[:-1])
+    assert not whole(tmp_path / "x.json") and not whole(tmp_path / "missing.json")
+
+
+def test_parts_run_in_the_order_asked_for_and_unknown_ones_are_named() -> None:
+    script = "source runs/measure.sh; one() { echo ran one; }; two() { echo ran two; }; parts '2 one' '3 two' -- "
+    shell = {"cwd": ROOT, "env": {**os.environ, "OUT": "nowhere"}, "capture_output": True, "text": True, "check": False}
+    both, few, odd = (subprocess.run(["bash", "-c", script + asked], **shell) for asked in ("", "two one", "three"))
+    assert both.stdout.split("\n")[:2] == ["ran one", "ran two"] and few.stdout.split("\n")[:2] == ["ran two", "ran one"]
+    assert "one: about 2 of the 5 minutes" in both.stderr and (odd.returncode, odd.stdout) == (2, "")
+    assert "no part three; known: one two" in odd.stderr
 
 
 def test_longest_answer_worth_it() -> None:

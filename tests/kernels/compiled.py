@@ -1,4 +1,4 @@
-"""Compile the kernels for a GPU, which needs none: `python tests/kernels/compiled.py` prints bytes of PTX for each case.
+"""Compile the kernels for a GPU, which needs none: `python tests/kernels/compiled.py 80 90` prints bytes of PTX for each case.
 
 The interpreter runs what the compiler may refuse, so a test starts this without TRITON_INTERPRET.
 """
@@ -6,6 +6,7 @@ The interpreter runs what the compiler may refuse, so a test starts this without
 from __future__ import annotations
 
 import itertools
+import sys
 from typing import Any
 
 import triton
@@ -28,6 +29,6 @@ def built(kernel: Any, dtype: str, mask: int, capped: bool, depth: int, arch: in
 
 if __name__ == "__main__":
     cases = (("bf16", 0, False, 64), ("fp16", 1, False, 128), ("fp32", 2, True, 16))
-    for (dtype, mask, capped, depth), arch in itertools.product(cases, (80, 90)):
+    for (dtype, mask, capped, depth), arch in itertools.product(cases, map(int, sys.argv[1:]) if sys.argv[1:] else (80, 90)):
         for kernel in (triton_rows._extremes, triton_rows._mean):
             print(kernel.__name__, dtype, mask, capped, depth, arch, built(kernel, dtype, mask, capped, depth, arch))

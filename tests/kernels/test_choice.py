@@ -14,8 +14,15 @@ import torch
 from torch import Tensor
 
 from atp import kernels, rows
+from atp.adapters import adapt
+from atp.bench.clock import HostClock
+from atp.bench.execute import steps
+from atp.bench.measure import generate
 from atp.bench.settings import Settings
+from atp.bench.sides import sides
+from atp.bench.subject import Subject
 from atp.errors import BadInput
+from families import FAMILIES
 
 MODULE = "atp.kernels.triton_rows"
 
@@ -83,6 +90,23 @@ def test_unknown_names(planted: Any, monkeypatch: pytest.MonkeyPatch) -> None:
         made()
     with pytest.raises(BadInput, match="--kernels is torch or triton, got 'auto'"):
         Settings(kernels="auto")
+
+
+def test_a_benchmark_runs_pruned_sides_with_both(planted: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = Settings(arch="llava-clip-llama", methods=("fastv",), budgets=(0.9,), text=10, rounds=1, compare=(), kernels="triton")
+    own = Subject(asked.subject, adapt(FAMILIES[asked.subject].make(dtype=torch.float32)), None, asked)
+    inputs = own.inputs(1)
+    found = sides(own, own.workload(inputs, 2))[0]
+    assert [side.name for side in found] == ["unpruned", "fastv 0.9", "triton + fastv 0.9"]
+    assert steps(asked) == len(found) * 3  # warm-up, timed, memory
+    ran = []
+    monkeypatch.setattr(planted, "attention_rows", lambda q, k, *rest: ran.append(1) or torch.ones(1, q.shape[2], k.shape[2]))
+    for side in found:
+        generate(own, inputs, side, 2, HostClock())
+        assert bool(ran) is (side.kernels == "triton")
+    planted.INTERPRETED = False
+    with pytest.raises(BadInput, match="--kernels triton: Triton kernels run on a CUDA device"):
+        sides(own, own.workload(inputs, 2))
 
 
 def test_the_kernels_are_imported_when_they_are_asked_for() -> None:

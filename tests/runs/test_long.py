@@ -55,7 +55,7 @@ def test_the_page_of_long_prompts(monkeypatch: pytest.MonkeyPatch, tmp_path: Pat
     assert "| 90.0 | 55 of 101 | 3 of 160 |" in page
     assert "1 comparisons: 0 wins (interval above 0), 1 ties, 0 losses." in page
     assert page.index("| plain |") < page.index("| 8 x examples |")
-    assert "0.4 visual only: not possible, lowest 0.45." in page
+    assert "Not possible: 0.4 visual only: lowest 0.45." in page
 
 
 def test_prompts_hold_what_they_say_and_never_the_question_s_own_picture(monkeypatch: pytest.MonkeyPatch) -> None:

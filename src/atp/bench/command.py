@@ -28,9 +28,7 @@ def bench(
     rounds: Annotated[int, typer.Option(help="How often each side is timed, all in turn.")] = 5,
     warmup: Annotated[int, typer.Option(help="How often each side runs before that.")] = 1,
     text_tokens: Annotated[int, typer.Option(help="Words of a prompt, for an --arch.")] = 32,
-    tiles: Annotated[
-        int | None, typer.Option(help="Images of the tower in a prompt, for an --arch. [default: a photo's]")
-    ] = None,
+    tiles: Annotated[int | None, typer.Option(help="Tower images of a prompt, for an --arch. [default: a photo's]")] = None,
     keep_tiles: Annotated[
         float | None, typer.Option(help="Share of a picture's tiles that stay before the tower runs, e.g. 0.5.")
     ] = None,
@@ -57,8 +55,7 @@ def bench(
         model, arch, read.words("--method", method), read.shares("--budget", budget), read.numbers("--batch", batch, "1,4"),
         read.numbers("--answer-tokens", answer_tokens, "1,16"), read.words("--device", device) if device else ("",),
         read.dtype(dtype), rounds, warmup, text_tokens, tiles, image, threads, seed,
-        () if compare == "none" else read.words("--compare", compare), keep_all, round_to, quant, depth, keep_tiles,
-        kernels,
+        () if compare == "none" else read.words("--compare", compare), keep_all, round_to, quant, depth, keep_tiles, kernels,
     )  # fmt: skip
     prepare(out, trace)
     result = _measured(wanted, out, trace)

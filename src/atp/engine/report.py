@@ -222,9 +222,8 @@ def make_report(
         pruned.append(Flops(spent.vision * times, spent.connector * times, 0, 0))
         spent = count(own, one)
         full.append(Flops(spent.vision * times, spent.connector * times, 0, 0))
-    prompts = ledger.count
+    prompts, idle = ledger.count, (0.0,) * shape.vision.layers
     steps = ledger.decoded / prompts if prompts else 0.0
-    idle = (0.0,) * shape.vision.layers
     for (visual, text, layers), times in ledger.rows.items():
         whole = (float(visual + text),) * shape.language.layers
         kept = Lengths(idle, tuple(map(float, layers)), recalled=recalled)

@@ -76,6 +76,7 @@ class Chosen:
             started=self.among(tower.started, tower.started[0]),
             counts=self.among(tower.counts, 0),
             scores=self.scores(tower.scores),
+            sizes=None if tower.sizes is None else self.widen(tower.sizes),
             lengths=self.among(tower.lengths, (0,) * len(tower.lengths[0])),
             grids=self.among(tower.grids, tower.grids[0]),
             records=records,
