@@ -1,9 +1,10 @@
 #!/usr/bin/env bash
 # Weights in int8 by torchao, pruned and not, in turn in one process; and the accuracy of the four on the shipped model.
 #   bash runs/quant.sh [shipped] [accuracy] [onevision]     without a name: all; what is measured already is skipped
-# torchao may replace nothing that is installed, so give it an environment of its own, on top of this one:
-#   python -m venv --system-site-packages .quant && .quant/bin/pip install --no-deps torchao
-#   PYTHON=.quant/bin/python bash runs/quant.sh        (this environment's packages must be visible to it: same base Python)
+# torchao may replace nothing that is installed, so it gets an environment of its own that also sees the packages of this one:
+#   python -m venv build/quant && build/quant/bin/pip install --no-deps torchao
+#   python -c "import site; print(site.getsitepackages()[0])" > "$(echo build/quant/lib/python3*/site-packages)/beside.pth"
+#   PYTHON=build/quant/bin/python bash runs/quant.sh
 # On two idle cores: shipped 1 minute, accuracy 3, onevision 4. 6 GB.
 set -euo pipefail
 cd "$(dirname "$0")/.."

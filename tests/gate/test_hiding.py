@@ -142,7 +142,7 @@ def test_the_answer_does_not_decide(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("method", ["gate"])
-def test_untrained_is_atp(method: str, tmp_path: Path) -> None:
+def test_untrained_is_atp_without_merging(method: str, tmp_path: Path) -> None:
     """Before any training the gate keeps what ATP keeps, in the tower and after it."""
     model, inputs = tiny.model(), tiny.prompts(tiny.model())
     steps = tuple(Step(site, share) for site, share in zip(SITES, (0.7, 0.5, 0.3), strict=True))
@@ -158,3 +158,33 @@ def test_untrained_is_atp(method: str, tmp_path: Path) -> None:
         kept.append([record.keep for record in run.trace.records])
     assert len(kept[0]) == 3
     assert all(torch.equal(a, b) for a, b in zip(*kept, strict=True))
+
+
+@torch.no_grad()
+def test_hidden_behind_a_merging_tower(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With modules for the language model only, the tower merges in training as in use, and untrained all is as with atp."""
+    monkeypatch.setattr(hiding, "EPS", 1e-30)
+    model, inputs = tiny.model(), tiny.prompts(tiny.model(), (6, 4))
+    tower, sites = [site for site in SITES if site.stack == "vision"], [site for site in SITES if site.stack != "vision"]
+    path = parts.written(tmp_path / "gate.safetensors", "gate", model, sites)
+    steps = tuple(Step(site, share) for site, share in zip(SITES, (0.7, 0.5, 0.3), strict=True))
+    trainee = trainee_of(path, {str(step.site): step.keep for step in steps if step.site in sites})
+    whole = last_logits(model, inputs)
+    with prune(model, plan=Plan("gate", steps, {"weights": str(path)})):
+        want = last_logits(model, inputs)
+    with hidden(model, None, "gate", str(path), sites, trainee.hide, tower) as state:
+        state.tower = {step.site: step.keep for step in steps if step.site in tower}
+        with state.calls(0):
+            got = last_logits(model, inputs)
+        torch.testing.assert_close(last_logits(model, inputs), whole, rtol=0, atol=0)
+    torch.testing.assert_close(got, want, rtol=0, atol=1e-5)
+    for module in trainee.modules.values():
+        torch.nn.init.zeros_(module.out.weight)
+        torch.nn.init.zeros_(module.out.bias)
+    parts.files.save(path, Gate(str(path)).header, trainee.modules.state_dict())
+    kept = []
+    for plan in (Plan("atp", steps), Plan("gate", steps, {"weights": str(path)})):
+        with prune(model, plan=plan) as run:
+            last_logits(model, inputs)
+        kept.append([record.keep for record in run.trace.records])
+    assert len(kept[0]) == 3 and all(torch.equal(a, b) for a, b in zip(*kept, strict=True))

@@ -22,7 +22,9 @@ def train_gate(
     minutes: Annotated[float, typer.Option(help="Of training.")] = 8.0,
     steps: Annotated[int | None, typer.Option(help="Steps instead of minutes.")] = None,
     budget: Annotated[str, typer.Option(help="Shares of the unpruned FLOPs to train for, in turn.")] = "0.6,0.4",
-    sites: Annotated[str, typer.Option(help="vision:2,language:4. [default: those of ATP's plans, or of the paper]")] = "",
+    sites: Annotated[
+        str, typer.Option(help="vision:2,language:4. [default: those of ATP's plans in the language model, or of the paper]")
+    ] = "",
     data: Annotated[str, typer.Option(help="Folder of official files. [default: draws scenes]")] = "",
     task: Annotated[str, typer.Option(help="Whose questions, for --data.")] = "vqav2",
     split: Annotated[str, typer.Option(help="Of the official files.")] = "train",

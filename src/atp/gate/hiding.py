@@ -8,7 +8,7 @@ trained at every site; hooks before and after its own put the column's weights i
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any, cast
@@ -33,7 +33,7 @@ Hide = Callable[[Tokens], Tensor | None]
 
 
 class Student:
-    """Stands in for a method while it is trained: asked for scores, it decides what to hide."""
+    """Stands in for a method while it is trained: asked for scores, it decides what to hide; not where patches merge."""
 
     def __init__(self, method: Method, take: Callable[[Tokens], None]) -> None:
         self.method, self.take = method, take
@@ -43,6 +43,8 @@ class Student:
 
     def score(self, tokens: Tokens) -> Tensor:
         """Decide; all scores are equal, for nothing is removed."""
+        if self.method.merges(tokens.stack):
+            return self.method.score(tokens)
         with torch.enable_grad():
             self.take(tokens)
         return torch.ones(tokens.alive.shape, device=tokens.alive.device)
@@ -60,6 +62,7 @@ class Hiding:
         bias: of each stack so far, `[S, T]`, logarithms of the weights of columns.
         soft: of the tower's tokens, `[P, N]`.
         fresh: decided at the site of the layer that comes.
+        tower: shares of the tower's sites where patches merge in the calls, as in use.
     """
 
     adapter: Adapter
@@ -69,6 +72,7 @@ class Hiding:
     bias: dict[str, Tensor] = field(default_factory=dict)
     soft: Tensor | None = None
     fresh: dict[str, Tensor] = field(default_factory=dict)
+    tower: Mapping[Site, float] = field(default_factory=dict)
     run: Run | None = None
 
     @contextmanager
@@ -89,6 +93,11 @@ class Hiding:
         found = self.hide(tokens)
         if found is not None:
             self.fresh[tokens.stack] = found
+
+    def steps(self, stack: str, known: dict[int, Step]) -> dict[int, Step]:
+        """What the engine does in a stack: in the tower merge as asked for, and nothing outside the calls."""
+        merging = self.tower.items() if self.on else ()
+        return {**known, **{site.layer: Step(site, share) for site, share in merging if site.stack == stack}}
 
     def passing(self, view: StackView) -> StackPass:
         """What the engine knows of the running stack."""
@@ -113,7 +122,8 @@ class Hiding:
             return None
         if view.name == "vision":
             self.soft = made if self.soft is None else self.soft * made
-        return biased(view, args, kwargs, self.add(view, made))
+        bias, subset = self.add(view, made), self.passing(view).subset
+        return biased(view, args, kwargs, bias if subset is None else bias.gather(1, subset.rows))
 
     def add(self, view: StackView, made: Tensor) -> Tensor:
         """Add a decision `[B, N]` to the stack's columns, and return its own bias `[S, T]`."""
@@ -208,7 +218,9 @@ def check(adapter: Adapter, sites: Sequence[Site]) -> None:
 
 
 @contextmanager
-def hidden(model: nn.Module, processor: Any, method: str, weights: str, sites: Sequence[Site], hide: Hide) -> Iterator[Hiding]:
+def hidden(
+    model: nn.Module, processor: Any, method: str, weights: str, sites: Sequence[Site], hide: Hide, tower: Sequence[Site] = ()
+) -> Iterator[Hiding]:
     """Open a block in which `Hiding.calls` hides tokens at the sites, and in which all other calls are the model's own.
 
     Args:
@@ -217,6 +229,7 @@ def hidden(model: nn.Module, processor: Any, method: str, weights: str, sites: S
         weights: file of it for this model, trained or not.
         sites: where.
         hide: decides.
+        tower: where patches may merge, see `Hiding.tower`.
     """
     adapter = adapt(model)
     state = Hiding(adapter, hide)
@@ -233,11 +246,12 @@ def hidden(model: nn.Module, processor: Any, method: str, weights: str, sites: S
         for view in views:
             for index, layer in enumerate(view.layers):
                 handles.append(layer.register_forward_pre_hook(before(view, index), with_kwargs=True))
-        plan = Plan(method, tuple(Step(site, 1.0) for site in sites), {"weights": weights})
+        plan = Plan(method, tuple(Step(site, 1.0) for site in (*tower, *sites)), {"weights": weights})
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="the plan .* removed no token")
             with prune(model, plan=plan, processor=processor) as run:
-                state.run = run
+                state.run, known = run, run.steps
+                run.steps = lambda stack: state.steps(stack, known(stack))  # type: ignore[method-assign]
                 run.chooser.method = cast(Method, Student(run.method, state.take))
                 run.adapter.candidates = lambda args, kwargs: state.guesses  # type: ignore[method-assign]
                 for view in views:

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 def write(training: Training, after: dict[str, float] | None = None) -> files.Header:
-    """Write the averaged modules as they are now, and return the header of the file."""
+    """Write the best modules so far, and return the header of the file."""
     settings, progress, whole = training.settings, training.progress, adapt(training.model).model
     mark = fingerprint(whole.named_parameters())
     told: dict[str, Any] = dataclasses.asdict(settings)
@@ -34,13 +34,14 @@ def write(training: Training, after: dict[str, float] | None = None) -> files.He
             "settings": told,
             "plans": training.plans,
             "steps": progress.step,
+            "best step": progress.best,
             "seconds": round(progress.seconds, 1),
             "share of the model's parameters": round(parameters(training.trainee.modules) / parameters(whole), 6),
             "held-out divergence before": progress.before,
             "held-out divergence after": after or {},
         },
     )
-    files.save(settings.out, header, training.average.state_dict())
+    files.save(settings.out, header, training.best.state_dict())
     return header
 
 
@@ -53,6 +54,7 @@ def keep(training: Training) -> None:
         "progress": dataclasses.asdict(training.progress),
         "modules": training.trainee.modules.state_dict(),
         "average": training.average.state_dict(),
+        "best": training.best.state_dict(),
         "optimizer": training.optimizer.state_dict(),
     }
     try:
@@ -88,6 +90,7 @@ def restore(training: Training) -> int:
         )
     training.trainee.modules.load_state_dict(state["modules"])
     training.average.load_state_dict(state["average"])
+    training.best.load_state_dict(state["best"])
     training.optimizer.load_state_dict(state["optimizer"])
     training.progress = type(training.progress)(**state["progress"])
     return training.progress.step

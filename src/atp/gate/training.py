@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
 import copy
 import inspect
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -20,6 +19,7 @@ from atp.engine import prune
 from atp.errors import BadInput, UnsupportedModel
 from atp.gate import saving
 from atp.gate.hiding import Hiding, check, hidden
+from atp.gate.parts import extended, follow, frozen, lasting
 from atp.gate.questions import Asked, Questions, questions
 from atp.gate.settings import SHARE, Settings
 from atp.gate.trainees import Trainee, cooled, divergence, make_gate, make_lvpruning, parameters
@@ -33,6 +33,7 @@ Tell = Callable[[str, float], None]
 
 WARM, AVERAGE, CLIP = 20, 0.98, 1.0  # steps of warm-up, decay of the averaged weights, largest norm of a gradient
 SAVE_EVERY = 30.0  # seconds
+CHECKS = 5  # of the weights, at equal shares of a training
 HELD_OUT = 6  # batches of questions for each plan, before and after
 SAME = 0.02  # divergence of the model from itself that rounding may cause: ours
 
@@ -57,11 +58,19 @@ class Done:
 
 @dataclass
 class Progress:
-    """What goes into the file of an unfinished training, besides weights."""
+    """What goes into the file of an unfinished training, besides weights.
+
+    Attributes:
+        before, after: divergences on held-out questions, untrained, and of the best weights so far.
+        checked: how often the weights were measured. best: the step that the best are of, 0 = untrained.
+    """
 
     step: int = 0
     seconds: float = 0.0
     before: dict[str, float] = field(default_factory=dict)
+    after: dict[str, float] = field(default_factory=dict)
+    checked: int = 0
+    best: int = 0
 
 
 def train(settings: Settings, tell: Tell = lambda words, done: None) -> Done:
@@ -95,9 +104,14 @@ def prepare(settings: Settings, model: Any) -> tuple[Trainee, dict[str, dict[str
     for budget in settings.budgets:
         with prune(model, **_plan(model, budget, settings.sites)) as run:
             plans[f"budget {budget:g}"] = {str(step.site): step.keep for step in run.plan.steps}
-    sites = tuple(
-        sorted({Site.parse(site) for shares in plans.values() for site in shares}, key=lambda s: (s.stack != "vision", s))
-    )
+    found = {Site.parse(site) for shares in plans.values() for site in shares}
+    if not settings.sites:  # what the tower merges it merges by redundancy; the modules steer what the question decides
+        found = {site for site in found if site.stack != "vision"}
+    sites = tuple(sorted(found, key=lambda s: (s.stack != "vision", s)))
+    if not sites:
+        raise BadInput(
+            f"ATP's plans at --budget {settings.budgets} act in the tower only; name sites: --sites language:2,language:4"
+        )
     check(adapter, sites)
     most = int(SHARE * parameters(adapter.model))
     return make_gate(sites, widths, (settings.rank, settings.width), most, settings.noise), plans
@@ -135,7 +149,7 @@ class Training:
         self.settings, self.model, self.processor, self.trainee = settings, model, processor, trainee
         self.plans, self.asked, self.tell = plans, asked, tell
         trainee.modules.to(model.device)
-        self.average = copy.deepcopy(trainee.modules)
+        self.average, self.best = copy.deepcopy(trainee.modules), copy.deepcopy(trainee.modules)
         self.optimizer = torch.optim.AdamW(trainee.modules.parameters(), lr=settings.rate, betas=(0.9, 0.98), weight_decay=0.01)
         self.progress = Progress()
         self.end = model.generation_config.eos_token_id
@@ -146,19 +160,20 @@ class Training:
         saving.keep(self)
         saving.write(self)
         sites = [Site.parse(site) for site in self.trainee.modules]
-        block = hidden(self.model, self.processor, self.trainee.kind, str(self.settings.out), sites, self.trainee.hide)
+        names = sorted({name for shares in self.plans.values() for name in shares} - set(self.trainee.modules))
+        tower = [Site.parse(name) for name in names]
+        block = hidden(self.model, self.processor, self.trainee.kind, str(self.settings.out), sites, self.trainee.hide, tower)
         with block as state:
             self.verify(state, self.inputs(self.asked.held_out(0, self.settings.batch)))
             if not self.progress.before:
                 self.tell("measuring the untrained", 0.0)
-                self.progress.before = self.measured(state, self.trainee.modules)
+                self.progress.before = self.progress.after = self.measured(state, self.trainee.modules)
             try:
                 self.steps(state)
             except KeyboardInterrupt:
                 saving.keep(self)
                 raise
-            self.tell("measuring the trained", 1.0)
-            after = self.measured(state, self.average)
+        after = self.progress.after
         header = saving.write(self, after)
         self.settings.resume.unlink(missing_ok=True)
         return Done(header, self.progress.before, after, self.progress.step, self.progress.seconds, began)
@@ -172,9 +187,19 @@ class Training:
             self.progress.seconds += time.monotonic() - begin
             self.progress.step += 1
             self.tell(f"step {self.progress.step}, loss {loss:.4f}", self.done)
+            if self.done * CHECKS >= self.progress.checked + 1:
+                self.check(state)
             if time.monotonic() - saved > SAVE_EVERY:
                 saving.keep(self)
                 saved = time.monotonic()
+
+    def check(self, state: Hiding) -> None:
+        """Measure the averaged weights on held-out questions; keep them where that is the least so far, untrained included."""
+        progress = self.progress
+        found, progress.checked = self.measured(state, self.average), int(self.done * CHECKS)
+        if sum(found.values()) < sum(progress.after.values()):
+            progress.after, progress.best = found, progress.step
+            self.best.load_state_dict(self.average.state_dict())
 
     @property
     def done(self) -> float:
@@ -222,6 +247,8 @@ class Training:
         if "logits_to_keep" in inspect.signature(self.model.forward).parameters:
             given["logits_to_keep"] = guesses + 1
         self.trainee.kept.clear()
+        trained = self.trainee.modules
+        state.tower = {Site.parse(name): share for name, share in self.trainee.shares.items() if name not in trained}
         with state.calls(guesses):
             said = self.model(**given, use_cache=False).logits[:, -guesses - 1 :]
         return said, taught, weight
@@ -255,43 +282,3 @@ class Training:
             found[name] = sum(parts) / len(parts)
         trainee.modules = own
         return found
-
-
-@contextlib.contextmanager
-def frozen(model: nn.Module) -> Iterator[None]:
-    """Ask for no gradients of the model's weights and for no dropout, and leave it as it was."""
-    asked, training = [one for one in model.parameters() if one.requires_grad], model.training
-    for one in asked:
-        one.requires_grad_(False)
-    model.eval()
-    try:
-        yield
-    finally:
-        for one in asked:
-            one.requires_grad_(True)
-        model.train(training)
-
-
-@torch.no_grad()
-def follow(average: nn.Module, module: nn.Module, decay: float) -> None:
-    """Move averaged parameters towards those of a module."""
-    for slow, fast in zip(average.parameters(), module.parameters(), strict=True):
-        slow.lerp_(fast, 1 - decay)
-
-
-def lasting(answer: Tensor, end: int | Sequence[int] | None) -> Tensor:
-    """Mark the tokens `[B, A]` of an answer up to its end, the end included."""
-    if end is None:
-        return torch.ones_like(answer, dtype=torch.bool)
-    ended = torch.isin(answer, torch.tensor(end, device=answer.device)).cumsum(1)
-    return torch.cat([torch.zeros_like(ended[:, :1]), ended[:, :-1]], 1) == 0
-
-
-def extended(name: str, value: Tensor, answer: Tensor, prompt: int) -> Tensor:
-    """Append the answer `[B, A]` to an input: its tokens, ones to the mask, zeros to what else has one value a token."""
-    if value.dim() != 2 or value.shape[1] != prompt or value.is_floating_point() or not answer.shape[1]:
-        return value
-    if name == "input_ids":
-        return torch.cat([value, answer], 1)
-    more = torch.ones_like if name == "attention_mask" else torch.zeros_like
-    return torch.cat([value, more(answer, dtype=value.dtype)], 1)

@@ -13,6 +13,7 @@ from torch.nn.functional import gelu, layer_norm
 
 from atp.budget.shape import ModelShape
 from atp.errors import InvalidPlan
+from atp.fusion import Matching, matching_flops
 from atp.methods import weights as files
 from atp.methods.base import Method, Work, class_attention, even, received, register, relative, top
 from atp.plan import Site
@@ -21,6 +22,7 @@ from atp.tokens import Tokens
 SALIENCY, PLACE = 2, 2  # features of a token besides its states
 COVERAGE = 0.5
 LEAST = 1e-4  # saliency below is not told apart: its logarithm is a feature
+PROTECT, FAINT, WINDOW = 0.1, 1e-3, 512  # of merging, as in `atp`
 
 
 @register("gate")
@@ -28,22 +30,24 @@ LEAST = 1e-4  # saliency below is not told apart: its logarithm is a feature
 class Gate(Method):
     """Score tokens by a trained correction of ATP's saliency, from states, question, saliency and place.
 
-    Untrained it ranks as `atp` does. Trained by distillation from the unpruned model, whose weights stay as they are
-    (`atp train-gate`); at most 0.5 % of the model's parameters.
+    Untrained it keeps what `atp` keeps. Tower sites that the file has no module for are `atp`'s: patches merge by redundancy,
+    and the modules say what the language model drops. With a module, a tower site drops by score. Trained by distillation from
+    the unpruned model, whose weights stay as they are (`atp train-gate`); at most 0.5 % of the model's parameters.
 
     Differences from the paper: its gating module is a formula and has nothing to train; this one is free design.
     Cost: ATP's rows, and per token 2 x (D x rank + features x width + width) FLOPs.
 
     Attributes:
         weights: file of `atp train-gate`.
-        coverage: share of what stays in the tower that is spread evenly over the image, as in `atp`.
+        coverage: where the file has modules for the tower: share of what stays there that is spread evenly over the image.
     """
 
     weights: str = ""
     coverage: float = COVERAGE
 
     needs: ClassVar[Mapping[str, tuple[str, ...]]] = {"vision": ("class",), "language": ("question", "visual")}
-    reads: ClassVar[Mapping[str, tuple[str, ...]]] = {"language": ("text",)}
+    reads: ClassVar[Mapping[str, tuple[str, ...]]] = {"vision": ("keys",), "language": ("text",)}
+    fuses: ClassVar[bool] = True
     trained: ClassVar[bool] = True
     paper: ClassVar[str] = "Li, Song, Hu, Efficient Vision-Language Reasoning via Adaptive Token Pruning, 2025"
     url: ClassVar[str] = "https://arxiv.org/abs/2512.12701"
@@ -76,9 +80,22 @@ class Gate(Method):
         """Refuse a model that the weights were not trained beside."""
         self.header.check(self.weights, mark)
 
+    def merges(self, stack: str) -> bool:
+        """Return whether this is the tower and the file leaves it to merging."""
+        return stack == "vision" and not any(site.startswith("vision") for site in self.header.sites)
+
+    def weighs(self, stack: str) -> bool:
+        """Return whether patches merge, and merged ones count for what they stand for."""
+        return self.merges("vision")
+
+    def reading(self, stack: str) -> tuple[str, ...]:
+        """Return keys where patches merge, text where modules ask for it."""
+        return self.reads[stack] if stack == "language" or self.merges(stack) else ()
+
     def default_sites(self, shape: ModelShape) -> tuple[Site, ...]:
-        """Return the sites that the file has modules for."""
-        return self.header.places()
+        """Return the sites that the file has modules for, and before them those where `atp` merges."""
+        tower = {max(1, round(shape.vision.layers * part / 6)) for part in (1, 2, 3, 4)} if self.merges("vision") else set()
+        return (*(Site("vision", at) for at in sorted(tower) if at < shape.vision.layers), *self.header.places())
 
     def score(self, tokens: Tokens) -> Tensor:
         """Return saliency with mean 1 over the live tokens.
@@ -88,16 +105,36 @@ class Gate(Method):
         """
         header, modules = self._read
         site = f"{tokens.stack}:{tokens.layer}"
+        if self.merges(tokens.stack):
+            return relative(class_attention(tokens), tokens.alive)
         if site not in modules:
             raise files.missing(self.weights, site, header)
         return saliency(modules[site].to(tokens.alive.device)(tokens), tokens.alive)
 
     def select(self, scores: Tensor, tokens: Tokens, counts: Tensor) -> Tensor:
-        """Return the highest scores; in the tower, also an even spread of the others."""
+        """Return the highest scores; in the tower what matching leaves, or also an even spread of the others."""
+        if self.merges(tokens.stack):
+            tokens.notes["matching"] = self.matching(scores, tokens, counts)
+            return tokens.notes["matching"].keep  # type: ignore[no-any-return]
         return select(scores, tokens, counts, self.coverage)
 
+    def matching(self, scores: Tensor, tokens: Tokens, counts: Tensor) -> Matching:
+        """Return who merges into whom; salient patches last."""
+        return tokens.matched(counts, -PROTECT * scores.clamp(min=FAINT).log(), WINDOW)
+
+    def fuse(self, hidden: Tensor, keep: Tensor, scores: Tensor, tokens: Tokens) -> tuple[Tensor, Tensor | None]:
+        """Average every group of patches, weighted by sizes; in the language model nothing merges."""
+        if not self.merges(tokens.stack):
+            return hidden, None
+        matching = tokens.notes.get("matching")
+        if matching is None or matching.keep is not keep:
+            matching = self.matching(scores, tokens, keep.sum(1))
+        return tokens.merged(hidden, matching)
+
     def flops(self, work: Work) -> float:
-        """Return those of the site's module."""
+        """Return those of the site's module, or of the similarity of keys."""
+        if self.merges(work.stack):
+            return matching_flops(work.alive, work.kept, work.head_dim, WINDOW)
         rank, width = self.header.sizes["rank"], self.header.sizes["width"]
         n, asks = work.tokens, work.stack != "vision"
         return 2.0 * (n * work.hidden * rank + asks * work.hidden * rank + n * width * (inputs(rank, asks) + 1))
