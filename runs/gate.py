@@ -55,7 +55,7 @@ def main(folder: Path, page: Path) -> None:
         "# Trained modules beside the training-free score",
         "",
         f"{'; '.join(sorted(set(asked)))}. Written by `bash runs/gate.sh`.",
-        "The gate keeps as many tokens as atp at every site; LVPruning acts in the language model only.",
+        "The gate keeps as many tokens as atp at every site; LVPruning acts in the language model only, and may need more FLOPs.",
         "Intervals: 95 %, paired bootstrap over scenes; above zero the trained modules are better. The weights are those of the",
         "step with the least divergence on other held-out questions; step 0 is untrained, where the gate is atp itself.",
         *table(HEADS, found),

@@ -10,9 +10,9 @@ from torch import Tensor
 
 import tiny
 from atp.adapters import adapt
-from atp.errors import InvalidPlan
+from atp.errors import InvalidPlan, UnknownMethod
 from atp.methods.atp import ATP, received
-from atp.methods.base import relative, top
+from atp.methods.base import relative, spelled, top
 from atp.methods.controls import Random, Uniform
 from atp.methods.fastv import FastV
 from atp.methods.resize import places, smaller_grid
@@ -194,3 +194,23 @@ def test_atp_merges_like_tome_but_what_is_salient_goes_later() -> None:
     assert sizes is not None and sizes[0, :3].tolist() == [1.0, 1.0, 2.0]
     assert ATP(merge=False).measure(first, made) is None and not ATP(merge=False).merges("vision")
     assert not method.merges("language")
+
+
+def test_a_method_is_spelled_with_options() -> None:
+    assert spelled("atp") == ("atp", {})
+    assert spelled("tome:proportional=all") == ("tome", {"proportional": "all"})
+    assert spelled("atp:merge=false+alpha=0.7") == ("atp", {"merge": False, "alpha": 0.7})
+
+
+@pytest.mark.parametrize(
+    ("text", "error", "match"),
+    [
+        ("nope:alpha=1", UnknownMethod, "nope"),
+        ("atp:beta=1", InvalidPlan, r"'beta=1' is no option of 'atp', expected option=value with one of alpha, .*proportional"),
+        ("atp:alpha", InvalidPlan, "'alpha' is no option"),
+        ("atp:alpha=2", InvalidPlan, "alpha is a share"),
+    ],
+)
+def test_a_method_is_misspelled(text: str, error: type[Exception], match: str) -> None:
+    with pytest.raises(error, match=match):
+        spelled(text)

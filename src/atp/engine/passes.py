@@ -191,6 +191,8 @@ class StackPass:
             if columns.plain:
                 return None
             queries = call.hidden.shape[1] if subset is None else subset.size
+            if columns.valid is None and columns.weight is not None and (queries == 1 or not self.view.causal):
+                return columns.weight[:, None, None, :].to(call.hidden.dtype)
             valid = torch.ones_like(columns.positions, dtype=torch.bool) if columns.valid is None else columns.valid
             return weighted(ragged_mask(valid, queries, self.view.causal, dtype), columns.weight, dtype)
         mask = cut_mask(call.mask, None if subset is None else subset.rows, columns.positions, total)

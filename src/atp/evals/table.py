@@ -27,7 +27,7 @@ from atp.evals.items import Item, scene_items
 from atp.evals.runner import Result, evaluate, prepared, workload_of
 from atp.evals.stats import paired_bootstrap
 from atp.loading import DEFAULT, load
-from atp.methods import METHODS, list_methods
+from atp.methods import METHODS, list_methods, spelled
 from atp.plan import Plan
 from atp.scenes.questions import KINDS
 
@@ -48,12 +48,10 @@ def settings(
     if thresholds.is_file():
         rows.append(("atp-adaptive", {"budget": budget, "calibration": thresholds}, "counts per input"))
     own = weights or {}
-    names: list[tuple[str, dict[str, Any]]] = [
-        (name, {"weights": own[name]} if name in own else {}) for name in methods if name != "random"
-    ]
-    names += [(f"random/{s}", {"seed": s}) for s in RANDOM_SEEDS if "random" in methods]
-    for name, options in names:
-        method = name.split("/")[0]
+    names = [(name, *spelled(name)) for name in methods if name != "random"]
+    names += [(f"random/{s}", "random", {"seed": s}) for s in RANDOM_SEEDS if "random" in methods]
+    for name, method, options in names:
+        options |= {"weights": own[name]} if name in own else {}
         asked, remark = budget, ""
         try:
             with prune(model, budget=budget, method=method, workload=workload, **options) as run:

@@ -22,6 +22,6 @@ from atp.methods import (  # noqa: F401
     visionzip,
     vispruner,
 )
-from atp.methods.base import METHODS, Method, list_methods, register
+from atp.methods.base import METHODS, Method, list_methods, register, spelled
 
-__all__ = ["METHODS", "Method", "list_methods", "register"]
+__all__ = ["METHODS", "Method", "list_methods", "register", "spelled"]

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from types import MappingProxyType
 from typing import Any, ClassVar
 
@@ -165,6 +166,36 @@ def even(tokens: Tokens) -> Tensor:
 
 METHODS: Registry[Method] = Registry("method", UnknownMethod, "atp.methods")
 register = METHODS.register
+
+
+def spelled(text: str) -> tuple[str, dict[str, Any]]:
+    """Split a method with options, `tome:proportional=all` or `atp:merge=false+alpha=0.7`, into its name and options.
+
+    Raises:
+        UnknownMethod: no such method.
+        InvalidPlan: no such option, or a value that the method refuses.
+
+    Example:
+        >>> spelled("atp:proportional=false")
+        ('atp', {'proportional': False})
+    """
+    name, _, rest = text.partition(":")
+    method, options = METHODS.get(name), dict[str, Any]()
+    known = [field.name for field in fields(method)]
+    for part in filter(None, rest.split("+")):
+        option, equals, value = part.partition("=")
+        if not equals or option not in known:
+            raise InvalidPlan(
+                f"{text!r}: {part!r} is no option of {name!r}, expected option=value with one of {', '.join(known) or 'none'}; "
+                "e.g. 'atp:proportional=false+alpha=0.7'"
+            )
+        try:
+            options[option] = json.loads(value)
+        except ValueError:
+            options[option] = value
+    if options:
+        method(**options)
+    return name, options
 
 
 def list_methods() -> list[str]:

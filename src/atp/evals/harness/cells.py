@@ -13,7 +13,7 @@ from atp.budget.cost import Workload
 from atp.engine import prune
 from atp.errors import InvalidPlan, UnreachableBudget
 from atp.evals.harness.settings import REFERENCE, Settings
-from atp.methods import METHODS
+from atp.methods import METHODS, spelled
 from atp.plan import Plan
 
 
@@ -22,7 +22,7 @@ class Cell:
     """One setting.
 
     Attributes:
-        method: registered name, or `plan:` and the stem of a plan's file.
+        method: registered name, with options as `methods.spelled` reads them, or `plan:` and the stem of a plan's file.
         budget: that was asked for; None where a plan's file says none.
         plan: in force; None = not possible.
         refused: why not.
@@ -72,10 +72,11 @@ def all_cells(model: Any, processor: Any, settings: Settings, work: Workload) ->
     """
     cells = [Cell(REFERENCE, 1.0, Plan(REFERENCE))]
     for method, budget in settings.pruned:
-        seeded = "seed" in {field.name for field in dataclasses.fields(METHODS.get(method))}
-        options: dict[str, Any] = {"seed": settings.seed} if seeded else {}
+        name, options = spelled(method)
+        if "seed" in {field.name for field in dataclasses.fields(METHODS.get(name))}:
+            options.setdefault("seed", settings.seed)
         try:
-            with prune(model, budget=budget, method=method, processor=processor, workload=work, **options) as run:
+            with prune(model, budget=budget, method=name, processor=processor, workload=work, **options) as run:
                 cells.append(Cell(method, budget, run.plan))
         except UnreachableBudget as error:
             cells.append(Cell(method, budget, None, str(error), error.lowest))

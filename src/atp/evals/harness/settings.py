@@ -12,7 +12,7 @@ from typing import Any
 from atp.errors import BadInput
 from atp.evals.robustness.disturb import Disturbance, read_disturbances
 from atp.evals.tasks.base import REGISTRY as TASKS
-from atp.methods import METHODS
+from atp.methods import spelled
 
 REFERENCE = "none"
 PROMPTS = ("auto", "task", "plain")
@@ -68,7 +68,7 @@ class Settings:
         for task in self.tasks:
             TASKS.get(task.partition(":")[0])
         for method in self.methods:
-            METHODS.get(method)
+            spelled(method)
         for budget in self.budgets:
             if not 0 < budget <= 1:
                 raise BadInput(f"a budget is a share of the unpruned FLOPs in (0, 1], got {budget:g}; e.g. --budgets 1.0,0.6,0.4")
