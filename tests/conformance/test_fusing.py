@@ -106,11 +106,10 @@ def at_places(model: Any, inputs: Any, grown: Tensor) -> Tensor:
     ids = inputs["input_ids"]
     size = tiny.visual(model)
     cut = tiny.PATCHES - size  # a class token that is a visual token stands for itself
-    made, number = torch.zeros(ids.shape, dtype=torch.float64), 0
-    for row, place in (ids == tiny.IMAGE).nonzero().tolist():
+    made = torch.zeros(ids.shape, dtype=torch.float64)
+    for number, (row, place) in enumerate((ids == tiny.IMAGE).nonzero().tolist()):
         patch = number % size + cut
         made[row, place] = grown[number // size, patch] if patch >= 0 else 0.0
-        number += 1
     return made
 
 
