@@ -254,3 +254,14 @@ def test_report_of_a_file_says_what_a_folder_holds(shell: Shell, tmp_path: Path)
     (tmp_path / "file").write_text("x")
     code, _, err = shell("report", tmp_path / "file")
     assert code == 2 and "expected a folder that `atp eval --out` wrote" in err
+
+
+@pytest.mark.parametrize(
+    ("command", "options"),
+    [("eval", ("method", "budget")), ("bench", ("method", "budget")), ("calibrate", ("budget",)), ("train-gate", ("budget",))],
+)
+def test_lists_go_by_singular_and_plural(shell: Shell, command: str, options: tuple[str, ...]) -> None:
+    code, out, _ = shell(command, "--help")
+    assert code == 0
+    for option in options:
+        assert f"--{option} " in out.replace(",", " ") and f"--{option}s" in out

@@ -18,9 +18,9 @@ if TYPE_CHECKING:
 def bench(
     model: Annotated[str | None, typer.Option(help="atp-mini-llava (shipped), a directory, or a hub id.")] = None,
     arch: Annotated[str | None, typer.Option(help="Or a true size with random weights, e.g. smolvlm-256m.")] = None,
-    method: Annotated[str, typer.Option(help="Comma-separated, see `atp methods`.")] = "atp",
+    method: Annotated[str, typer.Option("--method", "--methods", help="Comma-separated, see `atp methods`.")] = "atp",
     compare: Annotated[str, typer.Option(help="Methods that stand beside at the same FLOPs; none = nothing.")] = "resize",
-    budget: Annotated[str, typer.Option(help="Shares of the unpruned FLOPs, comma-separated.")] = "0.6",
+    budget: Annotated[str, typer.Option("--budget", "--budgets", help="Shares of the unpruned FLOPs, comma-separated.")] = "0.6",
     batch: Annotated[str, typer.Option(help="Prompts of a batch, comma-separated: 1,4,16.")] = "1",
     answer_tokens: Annotated[str, typer.Option(help="Length of every answer, comma-separated: 1,16,128.")] = "8",
     device: Annotated[str, typer.Option(help="Comma-separated: cpu,cuda:0. [default: a GPU if there is one]")] = "",

@@ -21,7 +21,9 @@ def train_gate(
     kind: Annotated[str, typer.Option(help="gate, or lvpruning.")] = "gate",
     minutes: Annotated[float, typer.Option(help="Of training.")] = 8.0,
     steps: Annotated[int | None, typer.Option(help="Steps instead of minutes.")] = None,
-    budget: Annotated[str, typer.Option(help="Shares of the unpruned FLOPs to train for, in turn.")] = "0.6,0.4",
+    budget: Annotated[
+        str, typer.Option("--budget", "--budgets", help="Shares of the unpruned FLOPs to train for, in turn.")
+    ] = "0.6,0.4",
     sites: Annotated[
         str, typer.Option(help="vision:2,language:4. [default: those of ATP's plans in the language model, or of the paper]")
     ] = "",

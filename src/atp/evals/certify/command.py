@@ -24,7 +24,9 @@ def calibrate(
     model: Annotated[str, typer.Option(help="A shipped model, a directory, or a hub id.")] = "atp-mini-llava",
     confidence: Annotated[float, typer.Option(help="Probability with which the bound holds.")] = 0.95,
     task: Annotated[str, typer.Option(help="scenes (drawn), or with --data: gqa, pope, vqav2, textvqa.")] = "scenes",
-    budgets: Annotated[str, typer.Option(help="Grid of shares of the FLOPs, tested from dear to cheap.")] = "0.9,0.8,0.7,0.6,0.5",
+    budgets: Annotated[
+        str, typer.Option("--budgets", "--budget", help="Grid of shares of the FLOPs, tested from dear to cheap.")
+    ] = "0.9,0.8,0.7,0.6,0.5",
     method: Annotated[str, typer.Option(help="See `atp methods`.")] = "atp",
     items: Annotated[int, typer.Option(help="To ask, one an image; set it before you see an answer.")] = 1000,
     data: Annotated[str, typer.Option(help="Folder of the official files. [default: draws scenes]")] = "",

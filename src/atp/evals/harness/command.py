@@ -26,8 +26,12 @@ def evaluate(
     tasks: Annotated[
         str, typer.Option(help="Comma-separated, each with a mode where not the default: vqav2,gqa:llava.")
     ] = "vqav2",
-    methods: Annotated[str, typer.Option(help="Comma-separated; the unpruned model is always asked too.")] = "atp",
-    budgets: Annotated[str, typer.Option(help="Shares of the unpruned FLOPs; 1.0 is the unpruned model.")] = "1.0,0.6",
+    methods: Annotated[
+        str, typer.Option("--methods", "--method", help="Comma-separated; the unpruned model is always asked too.")
+    ] = "atp",
+    budgets: Annotated[
+        str, typer.Option("--budgets", "--budget", help="Shares of the unpruned FLOPs; 1.0 is the unpruned model.")
+    ] = "1.0,0.6",
     plan: Annotated[list[str] | None, typer.Option(help="YAML or JSON file of a plan to ask as well; repeatable.")] = None,
     corruptions: Annotated[str, typer.Option(help="Names, groups, severities: common:3,typing:2,fog:1-3.")] = "",
     data: Annotated[str, typer.Option(help="Folder of the official files. [default: draws scenes]")] = "",
