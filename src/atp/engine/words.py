@@ -112,7 +112,8 @@ def expected(adapter: Adapter, work: Workload | None, plan_given: bool, text: An
         InvalidPlan: `tail` is no whole number >= 1.
     """
     check_tail(tail)
-    if text is None or text == 1 or plan_given or adapter.shape.cross is not None:  # across, it is refused later
+    share = isinstance(text, int | float) and 0 <= text < 1  # anything else is refused later, as text across is
+    if not share or plan_given or adapter.shape.cross is not None:
         return work
     if work is None and told:
         warnings.warn(
