@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from typing import Any
 
@@ -60,14 +61,16 @@ def two_turns(family: Any, model: Any, inputs: Any, whole: Any, more: Tensor) ->
 
 
 @pytest.mark.parametrize("name", SERVED)
-@pytest.mark.parametrize("text", [False, True])
-def test_it_is_a_fresh_prefill_or_is_refused(name: str, text: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("kind", ["dropped", "merged", "text"])
+def test_it_is_a_fresh_prefill_or_is_refused(name: str, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     family, model = SERVED[name], model_of(name)
-    if text and adapt(model).shape.cross is not None:
+    if kind == "text" and adapt(model).shape.cross is not None:
         pytest.skip("refused: text does not leave")
     inputs = family.inputs(model)
     whole, more = conversation(family, inputs)
-    plan, options = (text_plan_of(model) if text else plan_of(model, "atp")), {"text_tail": 8}
+    plan, options = (text_plan_of(model) if kind == "text" else plan_of(model, "atp")), {"text_tail": 8}
+    if kind == "merged":  # what patches stand for is remembered too
+        plan = dataclasses.replace(plan, options={})
     refused = ""
     try:
         with torch.no_grad(), prune(model, plan=plan, second_turn="reselect", **options) as run:

@@ -107,5 +107,6 @@ class Turns:
             grid=first.grid,
             ids=torch.cat([chunk.ids for chunk in self.chunks], 1),
             carried=first.carried,
+            sizes=first.sizes,
             turn=said,
         )
