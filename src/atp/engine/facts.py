@@ -112,11 +112,11 @@ class Facts:
         view, census, reads = place.view, place.census, self.method.reading(place.view.name)
         wide = place.hidden.shape[-1] * (census.group if self.method.merges(view.name) else 1)
         raters = sum(rows.values.shape[1] for rows in tokens.rows.values())
-        heads = tokens.keys.shape[2] if "keys" in reads else 0
+        heads, width = tokens.keys.shape[2:] if "keys" in reads else (0, view.head_dim)
         text = max(census.other_counts) if "text" in reads else 0
         size = tokens.alive.shape[1]
         return sum(
-            self.method.flops(Work(view.name, size, alive, kept, wide, view.head_dim, heads, text, raters))
+            self.method.flops(Work(view.name, size, alive, kept, wide, width, heads, text, raters))
             for alive, kept in zip(census.counts, counts, strict=True)
         )
 
@@ -143,7 +143,12 @@ def merge(method: Method, place: Place, tokens: Tokens, keep: Tensor, scores: Te
 
 
 def keys(place: Place) -> Tensor:
-    """Keys of the tokens as the layer before projected them, `[B, N, H, d]`; the mean of a token's patches."""
+    """Keys of the tokens as the layer before projected them, `[B, N, H, d]`; the mean of a token's patches.
+
+    At layer 0 there are none: the states that come in stand for them, `[B, N, 1, D]`.
+    """
+    if place.layer == 0:
+        return place.patches().mean(2).unsqueeze(2)
     assert place.capture is not None and place.capture.keys is not None, "the layer before the site did not run"
     slot, places = place.capture.slot, place.census.places
     places = places if slot is None else slot.gather(1, places)
