@@ -16,7 +16,7 @@ import invariants
 import reference
 import tiny
 from atp.adapters import adapt
-from atp.engine import passes, prune
+from atp.engine import Run, passes, prune
 from atp.errors import InvalidPlan
 from atp.methods import METHODS
 from atp.methods.base import Method
@@ -122,14 +122,17 @@ def test_fused_states_go_on_in_the_place_of_the_survivors(kind: str, name: str, 
 
 @pytest.mark.parametrize("kind", ["clip-llama", "siglip-qwen2"])
 @pytest.mark.parametrize("name", [name for name in FUSING if METHODS.get(name)().embedded("vision")])
-@pytest.mark.parametrize("threshold", [None, 0.3])
-def test_patches_merge_before_the_first_layer(kind: str, name: str, threshold: float | None) -> None:
-    first = Step(Site("vision", 0), 0.7, threshold, floor=0.1, absolute=name == "atp" and threshold is not None)
+@pytest.mark.parametrize("adaptive", [False, True])
+def test_patches_merge_before_the_first_layer(kind: str, name: str, adaptive: bool) -> None:
+    threshold = (1.5 if name == "atp" else 1.0) if adaptive else None  # a cost, or a share of the mean distance
+    first = Step(Site("vision", 0), 0.7, threshold, floor=0.1, absolute=adaptive and name == "atp")
     last = [Step(Site("language", 2), 0.3)] if "language" in METHODS.get(name).stacks else []
-    check_fused(kind, Plan(name, (first, Step(Site("vision", 2), 0.5), *last)), "left")
+    run = check_fused(kind, Plan(name, (first, Step(Site("vision", 2), 0.5), *last)), "left")
+    merged = next(record for record in run.trace.records if record.layer == 0)
+    assert max(merged.counts) < tiny.PATCHES, "nothing merged there"
 
 
-def check_fused(kind: str, merging: Plan, side: str) -> None:
+def check_fused(kind: str, merging: Plan, side: str) -> Run:
     """Decode under a plan, and let the unhooked, masked model go on with the states that were fused."""
     model, name = tiny.model(kind), merging.method
     inputs = tiny.prompts(model, images=IMAGES, side=side)
@@ -151,6 +154,7 @@ def check_fused(kind: str, merging: Plan, side: str) -> None:
             torch.testing.assert_close(one.given[row, : len(where)][live], states[row, where[live]], rtol=0, atol=1e-9)
     plain = reference.logits(model, inputs, run.trace, answer)
     assert (got - plain)[invariants.readable(inputs, answer)].abs().max() > 1e-6, "merging changed nothing"
+    return run
 
 
 def test_the_reference_notices_when_merged_patches_count_as_one(monkeypatch: pytest.MonkeyPatch) -> None:
