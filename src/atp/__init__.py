@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from atp.budget.calibration import Calibration as Calibration
     from atp.budget.cost import Workload as Workload
     from atp.budget.solve import solve as solve
+    from atp.chat import Chat as Chat
     from atp.engine import prune as prune
     from atp.engine import workload_of as workload_of
     from atp.errors import AtpError as AtpError
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
 _WHERE = {
     "AtpError": "errors",
     "Calibration": "budget.calibration",
+    "Chat": "chat",
     "Method": "methods",
     "Plan": "plan",
     "Site": "plan",
