@@ -23,6 +23,7 @@ import atp
 from atp.bench.command import bench
 from atp.errors import AtpError, BadInput
 from atp.evals.certify.command import calibrate
+from atp.evals.fit_command import fit_counts
 from atp.evals.harness import command
 from atp.gate.command import train_gate
 
@@ -197,6 +198,7 @@ app.command()(command.report)
 app.command()(bench)
 app.command()(calibrate)
 app.command("train-gate")(train_gate)
+app.command("fit-counts")(fit_counts)
 
 
 def _print_comparison(result: Comparison) -> None:
