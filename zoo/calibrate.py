@@ -37,7 +37,7 @@ class Chosen:
 
 CHOSEN = {
     "llava": Chosen("vision:0 vision:1 vision:2 vision:3 language:2 language:4", (0.25, 0.4, 0.6, 0.8)),
-    "blip-2": Chosen("vision:0 vision:1 vision:2 vision:3", (0.35, 0.4, 0.6, 0.8), batch=1),
+    "blip-2": Chosen("vision:0 vision:1 vision:2 vision:3 language:2 language:4", (0.3, 0.4, 0.6, 0.8), balance=0.3, batch=1),
     "idefics": Chosen("vision:0 vision:1 vision:2 vision:3", (0.25, 0.4, 0.6, 0.8), batch=1),
 }
 

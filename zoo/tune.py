@@ -38,6 +38,7 @@ SITES = {
     # queries read the tower's survivors, so most of what can be saved lies in the tower
     "blip-2": (
         "vision:0 vision:1 vision:2 vision:3",
+        "vision:0 vision:1 vision:2 vision:3 language:2 language:4",
         "vision:0 vision:1 vision:2",
         "vision:1 vision:2 vision:3 vision:4",
         "vision:1 vision:2 vision:3",
