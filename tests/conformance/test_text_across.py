@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 import pytest
@@ -83,6 +84,23 @@ def test_the_first_the_last_and_special_ones_never_leave(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ACROSS)
+def test_all_kept_is_bit_identical(name: str) -> None:
+    family, model = SERVED[name], model_of(name)
+    steps = (Step(Site("vision", 1), 1.0), Step(Site("language", 2), 1.0, text=0.5), Step(Site("language", 4), 1.0, text=0.1))
+    batch = family.inputs(model, TEXTS)
+    for inputs in (batch, family.single(batch, 0)):
+        with torch.no_grad():
+            want = model(**inputs).logits
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", UserWarning)
+                with prune(model, plan=Plan("atp", steps), text_tail=64, record_all_scores=True) as run:
+                    got = model(**inputs).logits
+        assert run.dropped == 0
+        assert run.trace.last("text")[1].counts == run.trace.last("text")[1].started
+        assert torch.equal(got, want)
+
+
+@pytest.mark.parametrize("name", ACROSS)
 def test_scores_are_what_the_last_tokens_pay(name: str) -> None:
     family, model, eager = SERVED[name], model_of(name), SERVED[name].make(attention="eager")
     inputs = family.single(family.inputs(model, TEXTS), 1)
@@ -103,7 +121,7 @@ def test_scores_are_what_the_last_tokens_pay(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ACROSS)
-def test_text_that_left_rates_no_key(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_text_that_left_rates_no_key(name: str) -> None:
     """Whatever the rows that left hold, the keys that stay are the same."""
     family, model = SERVED[name], model_of(name)
     inputs, found = family.single(family.inputs(model, TEXTS), 1), []

@@ -33,6 +33,8 @@ class Idefics(Scattered):
         "the resampler takes no mask, so all images of a batch keep the same count in the tower",
         "keys and values of the latents are projected once a prompt, where the model alone projects them for every token",
         "later turns look at the images of the first: a new image needs a new cache",
+        "text is rated by the question alone: visual tokens attend to none",
+        "the tokens that stand for an image stay where they lie behind the vocabulary, or a processor names them",
     )
 
     def __init__(self, model: nn.Module) -> None:
@@ -98,7 +100,7 @@ class Idefics(Scattered):
         return Prompt(ids, torch.zeros_like(ids, dtype=torch.bool), live, candidates, cached, None)
 
     def marks(self) -> frozenset[int]:
-        first = self.config.vocab_size  # behind the vocabulary stand an image's token and what is around it
+        first = self.config.vocab_size  # an image's token and what is around it; elsewhere a processor names them
         return frozenset(range(first, first + self.config.additional_vocab_size))
 
     def tag(self, output: Any, value: object) -> None:

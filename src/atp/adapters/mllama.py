@@ -32,6 +32,7 @@ class Mllama(Scattered):
         "class tokens and padding of the tower never leave it",
         "keys that no row is given (black tiles) leave with the first ones that do",
         "later turns look at the images of the first: a new image needs a new cache",
+        "text is rated by the question alone: visual tokens attend to none",
     )
 
     def build(self) -> None:
