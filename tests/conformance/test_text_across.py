@@ -14,6 +14,7 @@ from transformers.cache_utils import StaticCache
 
 import invariants
 from atp.adapters import adapt
+from atp.bench.counting import Counted
 from atp.budget.cost import Workload, lengths_of
 from atp.engine import Run, prune
 from atp.errors import AtpError, UnsupportedModel
@@ -28,10 +29,10 @@ ACROSS = [name for name, family in SERVED.items() if family.model_type in ("idef
 TEXTS, TAIL, SHARES = (13, 20, 9), 6, (0.7, 0.45)
 
 
-def plan_of(method: str, text: tuple[float, float] = SHARES, vision: float = 0.7) -> Plan:
+def plan_of(method: str, text: tuple[float, float] = SHARES, vision: float = 0.7, bar: float | None = None) -> Plan:
     """Layer 4 of both is where a cross-attention layer stands, layer 2 of Mllama is none."""
-    steps = (Step(Site("vision", 1), vision), Step(Site("language", 2), 0.35, text=text[0]))
-    return Plan(method, (*steps, Step(Site("language", 4), 0.2, text=text[1])), {"merge": False} if method == "atp" else {})
+    steps = (Step(Site("vision", 1), vision), Step(Site("language", 2), 0.35, bar, text=text[0]))
+    return Plan(method, (*steps, Step(Site("language", 4), 0.2, bar, text=text[1])), {"merge": False} if method == "atp" else {})
 
 
 def pruned(model: Any, family: Any, inputs: Any, plan: Plan, steps: int = 5, **options: Any) -> tuple[Tensor, Tensor, Run]:
@@ -40,11 +41,11 @@ def pruned(model: Any, family: Any, inputs: Any, plan: Plan, steps: int = 5, **o
     return tokens, logits, run
 
 
-def equals_reference(name: str, method: str, side: str) -> Run:
+def equals_reference(name: str, method: str, side: str, images: tuple[int, ...] | None = None, bar: float | None = None) -> Run:
     family, model = SERVED[name], model_of(name)
-    inputs = family.inputs(model, TEXTS, side=side)
+    inputs = family.inputs(model, TEXTS, side=side, images=images)
     steps = 5 if side == "left" else 1  # transformers generates from the last place
-    with prune(model, plan=plan_of(method), text_tail=TAIL) as run, torch.no_grad():
+    with prune(model, plan=plan_of(method, bar=bar), text_tail=TAIL) as run, torch.no_grad():
         _, got = said(model, family, inputs, steps=steps)
         logits = model(**inputs).logits
     with hidden(name, model, inputs, run.trace), torch.no_grad():
@@ -61,9 +62,14 @@ def equals_reference(name: str, method: str, side: str) -> Run:
 
 
 @pytest.mark.parametrize("name", ACROSS)
-@pytest.mark.parametrize(("method", "side"), [("atp", "left"), ("random", "left"), ("atp", "right")])
-def test_pruned_equals_the_masked_reference(name: str, method: str, side: str) -> None:
-    equals_reference(name, method, side)
+@pytest.mark.parametrize(
+    ("method", "side", "images", "bar"),
+    [("atp", "left", None, None), ("random", "left", (2, 1, 0), None), ("atp", "right", None, None), ("atp", "left", None, 0.9)],
+)
+def test_pruned_equals_the_masked_reference(
+    name: str, method: str, side: str, images: tuple[int, ...] | None, bar: float | None
+) -> None:
+    equals_reference(name, method, side, images, bar)
 
 
 @pytest.mark.parametrize("name", ACROSS)
@@ -335,6 +341,20 @@ def test_a_running_plan_may_begin_and_cease_to_spell(name: str) -> None:
         assert torch.equal(said(model, family, inputs, 2)[1], plain)
     assert torch.equal(less, pruned(model, family, inputs, plan_of("random"), 2)[1])
     assert (less - plain).abs().max() > 1e-6
+
+
+@pytest.mark.parametrize("name", ACROSS)
+def test_text_waits_once_for_the_device_and_eager_attention_says_the_same(name: str) -> None:
+    family, model, said_all = SERVED[name], model_of(name), []
+    inputs, waits = family.inputs(model, TEXTS), []
+    for plan in (plan_of("atp", (1.0, 1.0)), plan_of("atp")):
+        with torch.no_grad(), prune(model, plan=plan, text_tail=TAIL), Counted().watching() as counts:
+            said_all.append(model(**inputs).logits[:, -1])
+        waits.append(counts.waits)
+    assert waits[1] == waits[0] + 1
+    eager = family.make(attention="eager")
+    with torch.no_grad(), prune(eager, plan=plan_of("atp"), text_tail=TAIL):
+        torch.testing.assert_close(eager(**inputs).logits[:, -1], said_all[1], rtol=0, atol=1e-5)  # eager softmax is float32
 
 
 @pytest.mark.parametrize("name", ACROSS)
