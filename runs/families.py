@@ -11,8 +11,11 @@ from atp.adapters import adapt
 from atp.adapters.architectures import ARCHITECTURES, HUB, skeleton
 from atp.adapters.base import Adapter
 from atp.budget.cost import Flops, Workload, count
-from atp.budget.solve import default_sites, solve
+from atp.budget.shape import ModelShape
+from atp.budget.solve import default_sites, solve, workable
 from atp.errors import UnreachableBudget
+from atp.methods import METHODS
+from atp.plan import Site
 
 OUT = Path(__file__).parents[1] / "docs" / "families"
 WORK = Workload(images=1, text=32, answer=3)
@@ -56,9 +59,15 @@ print(run.report())
 """
 
 
+def usual(shape: ModelShape) -> tuple[Site, ...]:
+    """Where `atp` prunes unless told otherwise."""
+    own = METHODS.get("atp")().default_sites(shape)
+    return default_sites(shape) if own is None else workable(shape, own)
+
+
 def lowest(adapter: Adapter, stacks: tuple[str, ...]) -> float:
     """Smallest share of the FLOPs that default sites of these stacks reach with the method `atp`."""
-    sites = [site for site in default_sites(adapter.shape) if site.stack in stacks]
+    sites = [site for site in usual(adapter.shape) if site.stack in stacks]
     try:
         return solve(adapter.shape, 1e-6, "atp", WORK, sites).budget or 0.0
     except UnreachableBudget as limit:
@@ -73,11 +82,12 @@ def page(name: str) -> tuple[str, tuple[str, str, float, float, float]]:
     shares = {part: getattr(spent, part) / spent.total for part in Flops(0, 0, 0, 0).to_dict() if part != "total"}
     language, both = lowest(adapter, ("language",)), lowest(adapter, ("vision", "language"))
     kind = ARCHITECTURES[name]["model_type"]
-    first = min((site.layer for site in default_sites(shape) if site.stack == "vision"), default=0)
+    first = min((site.layer for site in usual(shape) if site.stack == "vision"), default=0)
     visual = 1 - (count(shape, Workload(0, WORK.text, WORK.answer)).total / spent.total)
+    begin = f"the {first} tower layers before the first site" if first else "the embedding of all patches"
     why = (
-        f"{visual:.0%} of the FLOPs depend on the image. What stays at the lowest budget: the {first} tower layers before the "
-        f"first site, the language layers before theirs, and the text's own {1 - visual:.0%}."
+        f"{visual:.0%} of the FLOPs depend on the image. What stays at the lowest budget: {begin}, the language layers before "
+        f"theirs, and the text's own {1 - visual:.0%}."
     )
     text = PAGE.format(
         title=name, kind=f"`{kind}`", name=name, hub=HUB[name], parameters=sum(p.numel() for p in model.parameters()) / 1e9,

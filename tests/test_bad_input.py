@@ -155,7 +155,7 @@ def test_a_run_holds_no_tensor_so_the_model_may_move_to_another_device() -> None
         model(**tiny.prompts(model))
         assert list(tensors_in(run.trace)) != []
         run.trace.clear()
-        run.chooser.finite.found.clear()  # a flag a site and device
+        run.chooser.finite.found.clear()  # the last scores of each site
         assert list(tensors_in(run)) == []
 
 

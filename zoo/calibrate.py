@@ -13,10 +13,12 @@ from pathlib import Path
 from atp.adapters import adapt
 from atp.budget.calibration import Calibration, fingerprint
 from atp.budget.solve import solve
+from atp.engine.planning import own_flops, rater_rows
 from atp.evals.calibrating import calibrate_model
 from atp.evals.items import scene_items
 from atp.evals.runner import workload_of
 from atp.loading import DEFAULT, load, resolve
+from atp.methods import METHODS
 from atp.plan import Site
 
 FIRST, QUESTIONS = 900_000_000, 240
@@ -34,9 +36,9 @@ class Chosen:
 
 
 CHOSEN = {
-    "llava": Chosen("vision:1 vision:2 vision:3 vision:4 language:2 language:4", (0.25, 0.4, 0.6, 0.8)),  # by zoo/tune.py
-    "blip-2": Chosen("vision:1 vision:2 vision:3", (0.5, 0.6, 0.8), batch=1),  # as the next, not tuned
-    "idefics": Chosen("vision:1 vision:2 vision:3", (0.4, 0.6, 0.8), batch=1),  # by zoo/tune.py at 0.5
+    "llava": Chosen("vision:0 vision:1 vision:2 vision:3 language:2 language:4", (0.25, 0.4, 0.6, 0.8)),
+    "blip-2": Chosen("vision:0 vision:1 vision:2 vision:3", (0.35, 0.4, 0.6, 0.8), batch=1),
+    "idefics": Chosen("vision:0 vision:1 vision:2 vision:3", (0.25, 0.4, 0.6, 0.8), batch=1),
 }
 
 
@@ -52,11 +54,14 @@ def main(arguments: list[str] | None = None) -> None:
     chosen = CHOSEN[model.config.model_type]
     sites = tuple(map(Site.parse, (args.sites or chosen.sites).split()))
     balance = chosen.balance if args.balance is None else args.balance
-    folder, shape = Path(resolve(args.model)), adapt(model).shape
+    folder, adapter = Path(resolve(args.model)), adapt(model)
+    shape = adapter.shape
     items = list(scene_items(args.questions, "train", FIRST, per_scene=1))  # thresholds of the tower want many images
     told = f"questions about generated scenes, split train, seeds from {FIRST}"
     workload = workload_of(model, processor, items)
-    plans = [solve(shape, b, "atp", workload, sites, balance=balance, options=chosen.options) for b in chosen.budgets]
+    built = METHODS.get("atp")(**chosen.options)
+    asked = {"raters": rater_rows(adapter, built, workload), "more": own_flops(adapter, built, workload), "balance": balance}
+    plans = [solve(shape, b, "atp", workload, sites, options=chosen.options, **asked) for b in chosen.budgets]
     mark = fingerprint(model.named_parameters())
     fixed = Calibration(tuple(plans), mark, workload, len(items), f"solved for the length of {len(items)} {told}")
     fixed.save(folder / "atp_calibration.json")

@@ -11,14 +11,19 @@ import itertools
 
 from atp.adapters import adapt
 from atp.budget.solve import solve
+from atp.engine.planning import own_flops, rater_rows
 from atp.errors import UnreachableBudget
 from atp.evals.items import scene_items
 from atp.evals.runner import evaluate, prepared, workload_of
 from atp.loading import DEFAULT, load
+from atp.methods import METHODS
 from atp.plan import Site
 
 FIRST = 800_000_000
 LLAVA = (
+    "vision:0 vision:1 vision:2 vision:3 vision:4 language:2 language:4",
+    "vision:0 vision:1 vision:2 vision:3 language:2 language:4",
+    "vision:0 vision:1 vision:2 language:2 language:4",
     "vision:1 vision:2 vision:3 vision:4 language:2 language:4",
     "vision:1 vision:2 vision:3 language:2 language:4",
     "vision:2 vision:4 language:2 language:4",
@@ -32,6 +37,8 @@ SITES = {
     "llava": LLAVA,
     # queries read the tower's survivors, so most of what can be saved lies in the tower
     "blip-2": (
+        "vision:0 vision:1 vision:2 vision:3",
+        "vision:0 vision:1 vision:2",
         "vision:1 vision:2 vision:3 vision:4",
         "vision:1 vision:2 vision:3",
         "vision:2 vision:4",
@@ -43,6 +50,8 @@ SITES = {
     ),
     # cross-attention stands before language layers 0, 2 and 4, so sites at 2 and 4 are all that differ
     "idefics": (
+        "vision:0 vision:1 vision:2 vision:3",
+        "vision:0 vision:1 vision:2",
         "vision:1 vision:2 vision:3 vision:4",
         "vision:1 vision:2 vision:3",
         "vision:2 vision:4",
@@ -72,7 +81,7 @@ def main(arguments: list[str] | None = None) -> None:
     candidates = args.sites.split(";") if args.sites else SITES[model.config.model_type]
     items = list(scene_items(args.questions, "train", FIRST, per_scene=args.per_scene))
     batches = prepared(processor, items, 20)
-    shape, work = adapt(model).shape, workload_of(model, processor, items)
+    adapter, work = adapt(model), workload_of(model, processor, items)
     found = [(evaluate("none", model, processor, items, batches).accuracy, 1.0, "unpruned")]
     for method, sites, balance, alpha, coverage in itertools.product(
         args.methods.split(","),
@@ -84,7 +93,9 @@ def main(arguments: list[str] | None = None) -> None:
         options = {"alpha": alpha, "coverage": coverage} if method == "atp" else {}
         places = tuple(map(Site.parse, sites.split()))
         try:
-            plan = solve(shape, args.budget, method, work, places, balance=balance, options=options)
+            built = METHODS.get(method)(**options)
+            asked = {"raters": rater_rows(adapter, built, work), "more": own_flops(adapter, built, work), "balance": balance}
+            plan = solve(adapter.shape, args.budget, method, work, places, options=options, **asked)
         except UnreachableBudget as error:
             print(f"{sites} balance={balance}: left out, {error}")
             continue

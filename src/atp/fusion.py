@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from atp.subset import Subset, gather
+from atp.subset import Subset, gather, take
 
 __all__ = [
     "Crowd",
@@ -146,20 +146,20 @@ def halve(unit: Tensor, alive: Tensor, crowd: Crowd | None = None, window: int |
     most = alive.shape[1] if crowd is None else crowd.most
     full = crowd is not None and crowd.alike
     order = torch.sort(alive.to(torch.uint8), dim=1, descending=True, stable=True).indices[:, :most]
-    states = unit if full and most == unit.shape[1] else unit.gather(1, order.unsqueeze(-1).expand(-1, -1, unit.shape[-1]))
+    states = unit if full and most == unit.shape[1] else take(unit, order)
     there = None if full else alive.gather(1, order)
     odd, even = order[:, 1::2], order[:, 0::2]
     width = even.shape[1] if window is None else min(even.shape[1], window)
     stretches = -(-even.shape[1] // max(width, 1))
     theirs = _stretched(states[:, 0::2], stretches, width)
-    likeness = _stretched(states[:, 1::2], stretches, width) @ theirs.transpose(1, 2)
+    likeness = torch.bmm(_stretched(states[:, 1::2], stretches, width), theirs.transpose(1, 2))
     if there is not None or stretches > 1:
         held = torch.ones_like(even, dtype=torch.bool) if there is None else there[:, 0::2]
         likeness = likeness.masked_fill(~_stretched(held, stretches, width).unsqueeze(1), -2.0)
     best, at = likeness.max(2)
     if stretches > 1:
         at = at + torch.arange(stretches, device=at.device).repeat(len(alive)).unsqueeze(1) * width
-    best, at = (part.view(len(alive), -1)[:, : odd.shape[1]] for part in (best, at))
+        best, at = (part.view(len(alive), -1)[:, : odd.shape[1]] for part in (best, at))
     return Halves(odd, even, None if there is None else there[:, 1::2], best, even.gather(1, at), likeness)
 
 
@@ -194,8 +194,8 @@ def match(
         window: as for `halve`.
         first: `halve` of these tokens, where it is known already.
     """
-    place = torch.arange(alive.shape[1], device=alive.device)
-    into, now, done = place.expand_as(alive), alive, 0
+    place = torch.arange(alive.shape[1], device=alive.device).expand_as(alive)
+    into, now, done = place, alive, 0
     rounds = None if crowd is None else crowd.rounds
     while True:
         if rounds is None:
@@ -208,10 +208,12 @@ def match(
         if crowd is not None and crowd.leaving is not None:
             gone = value.sort(dim=1, descending=True, stable=True).indices[:, : crowd.leaving]
             odd, partner = halves.odd.gather(1, gone), halves.partner.gather(1, gone)
+            step = place.scatter(1, odd, partner)
+            now = now.scatter(1, odd, False)
         else:
-            odd, partner = halves.odd, _partners(now, counts, value, halves)
-        step = place.expand_as(alive).scatter(1, odd, partner)
-        into, now = step if done == 0 else step.gather(1, into), now & (step == place)
+            step = place.scatter(1, halves.odd, _partners(now, counts, value, halves))
+            now = now & (step == place)
+        into = step if done == 0 else step.gather(1, into)
         done, crowd = done + 1, None if crowd is None else crowd.after()
 
 
@@ -235,12 +237,11 @@ def matching_flops(alive: int, kept: int, width: int, window: int | None = None)
     return spent
 
 
-def average(hidden: Tensor, keep: Tensor, into: Tensor, size: Tensor) -> tuple[Tensor, Tensor]:
-    """Replace each survivor by the mean of its group, weighted by sizes.
+def average(hidden: Tensor, into: Tensor, size: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the mean of each survivor's group, weighted by sizes; what stands at other tokens means nothing.
 
     Args:
         hidden: `[B, N, D]`.
-        keep: `[B, N]` bool, the survivors.
         into: `[B, N]`, the survivor each token went into.
         size: `[B, N]`, how many tokens each stands for, 0 where it has left before.
 
@@ -250,8 +251,7 @@ def average(hidden: Tensor, keep: Tensor, into: Tensor, size: Tensor) -> tuple[T
     heavy = hidden * size.to(hidden.dtype).unsqueeze(-1)
     total = torch.zeros_like(hidden).scatter_add(1, into.unsqueeze(-1).expand_as(hidden), heavy)
     grown = torch.zeros_like(size).scatter_add(1, into, size)
-    mean = total / grown.clamp(min=1).to(hidden.dtype).unsqueeze(-1)
-    return torch.where(keep.unsqueeze(-1), mean, hidden), grown
+    return total / grown.clamp(min=1).to(hidden.dtype).unsqueeze(-1), grown
 
 
 def distances(points: Tensor) -> Tensor:

@@ -26,12 +26,10 @@ def spread(candidates: Tensor, cap: int) -> tuple[Tensor, Tensor]:
         tensor([[2, 5]])
     """
     size = min(cap, candidates.shape[1])
-    total = candidates.sum(1, keepdim=True)
-    rank = candidates.cumsum(1) - 1
-    slot = (rank + 1) * size // total.clamp(min=1)
-    before = rank * size // total.clamp(min=1)
-    chosen = candidates & ((total <= size) | (slot > before))
-    index = torch.sort((~chosen).to(torch.uint8), dim=1, stable=True).indices[:, :size]
+    number = candidates.cumsum(1)  # from 1
+    # Candidate k is chosen where floor(k * size / total) is above that of k - 1: always, if total <= size.
+    chosen = candidates & (number * size % number[:, -1:].clamp(min=1) < size)
+    index = torch.sort(chosen.to(torch.uint8), dim=1, descending=True, stable=True).indices[:, :size]
     return index, chosen.gather(1, index)
 
 
@@ -74,8 +72,9 @@ def attention_rows(queries: Tensor, keys: Tensor, allowed: Tensor | None, scalin
     batch, heads, raters, width = queries.shape
     groups = keys.shape[1]
     wide = torch.promote_types(queries.dtype, torch.float32)  # half precision overflows and ties
-    grouped = queries.to(wide).reshape(batch, groups, heads // groups * raters, width)  # key heads are not repeated
-    logits = (grouped @ keys.to(wide).transpose(-1, -2)).view(batch, heads, raters, -1) * scaling
+    grouped = queries.to(wide).reshape(batch * groups, heads // groups * raters, width)  # key heads are not repeated
+    columns = keys.to(wide).transpose(-1, -2).flatten(0, 1)
+    logits = torch.bmm(grouped, columns).view(batch, heads, raters, -1) * scaling
     if softcap is not None:
         logits = torch.tanh(logits / softcap) * softcap
     if allowed is not None:

@@ -46,14 +46,20 @@ def build(live: Tensor, counts: Sequence[int]) -> Subset:
         >>> build(torch.tensor([[True, False, True]]), [2]).rows
         tensor([[0, 2]])
     """
-    batch, length = live.shape
+    length = live.shape[1]
     size = max(max(counts, default=0), 1)
     # Stable: dropped rows first, then live ones, each in the order of the sequence.
     order = torch.sort(live.to(torch.uint8), dim=1, stable=True).indices
     rows = order[:, length - size :]
     valid = None if min(counts) == size else live.gather(1, rows)
-    offsets = torch.arange(batch, device=live.device).unsqueeze(1) * length
-    return Subset(rows, valid, (rows + offsets).reshape(-1), length)
+    return Subset(rows, valid, _flat(rows, length), length)
+
+
+def _flat(rows: Tensor, length: int) -> Tensor:
+    """Number the rows through the flattened batch; a single input's are what they are."""
+    if len(rows) > 1:
+        rows = rows + torch.arange(len(rows), device=rows.device).unsqueeze(1) * length
+    return rows.reshape(-1)
 
 
 def repeat(subset: Subset, copies: int) -> Subset:
@@ -62,17 +68,26 @@ def repeat(subset: Subset, copies: int) -> Subset:
         return subset
     rows = subset.rows.repeat_interleave(copies, 0)
     valid = None if subset.valid is None else subset.valid.repeat_interleave(copies, 0)
-    offsets = torch.arange(rows.shape[0], device=rows.device).unsqueeze(1) * subset.length
-    return Subset(rows, valid, (rows + offsets).reshape(-1), subset.length)
+    return Subset(rows, valid, _flat(rows, subset.length), subset.length)
 
 
 def gather(full: Tensor, subset: Subset) -> Tensor:
     """Cut `[B, T, ...]` (or `[1, T, ...]`, shared by all inputs) to `[B, K, ...]`."""
     batch, size = subset.rows.shape
+    if batch == 1:
+        return full.index_select(1, subset.flat)
     tail = full.shape[2:]
     if full.shape[0] != batch:
         return full[0].index_select(0, subset.rows.reshape(-1)).view(batch, size, *tail)
     return full.reshape(-1, *tail).index_select(0, subset.flat).view(batch, size, *tail)
+
+
+def take(full: Tensor, index: Tensor, dim: int = 1) -> Tensor:
+    """Take of each `[T, D]` of a batch its own places `index` `[B, K]` along `dim`, 1 or 2; `[B, K, D]` or `[B, T, K]`."""
+    if len(index) == 1:
+        return full.index_select(dim, index[0])
+    wide = index.unsqueeze(3 - dim)
+    return full.gather(dim, wide.expand(-1, -1, full.shape[2]) if dim == 1 else wide.expand(-1, full.shape[1], -1))
 
 
 def scatter(full: Tensor, part: Tensor, subset: Subset) -> Tensor:
@@ -81,6 +96,8 @@ def scatter(full: Tensor, part: Tensor, subset: Subset) -> Tensor:
     if subset.valid is not None:
         valid = subset.valid.reshape(*subset.valid.shape, *(1 for _ in tail))
         part = torch.where(valid, part, gather(full, subset))
+    if len(full) == 1:
+        return full.index_copy(1, subset.flat, part.to(full.dtype))
     return full.reshape(-1, *tail).index_copy(0, subset.flat, part.reshape(-1, *tail).to(full.dtype)).view(full.shape)
 
 
@@ -105,6 +122,12 @@ def cut_mask(mask: Tensor, rows: Tensor | None, columns: Tensor | None, total: i
     index = shifted.clamp(min=0)[:, None, None, :].expand(batch, heads, queries, -1)
     mask = mask.expand(batch, -1, -1, -1).gather(3, index)
     return mask if width == total else close(mask, shifted >= 0)
+
+
+def causal(queries: int, like: Tensor) -> Tensor:
+    """Additive causal mask `[queries, C]` in the kind of `like` `[..., C]`; the last row is the last column."""
+    width = like.shape[-1]
+    return like.new_full((queries, width), torch.finfo(like.dtype).min).triu(width - queries + 1)
 
 
 def weighted(mask: Tensor, weight: Tensor | None, dtype: torch.dtype | None) -> Tensor:

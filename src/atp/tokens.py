@@ -17,8 +17,7 @@ from torch import Tensor
 from atp.fusion import Crowd, Halves, Matching, average, halve, match
 from atp.tracing import lazy
 
-RATERS = ("question", "last", "class", "visual")
-"""Kinds of raters, see `Rows`."""
+RATERS = ("question", "last", "class", "visual")  # kinds, see `Rows`
 
 
 @dataclass(frozen=True)
@@ -30,7 +29,7 @@ class Rows:
 
     Attributes:
         values: `[B, R, N]`, 0 at tokens that are not alive.
-        valid: `[B, R]` bool; inputs with fewer raters have invalid ones.
+        valid: `[B, R]` bool; inputs with fewer raters have invalid ones; `certain` = none has, known without the device.
         sees: `[B, R, N]` bool, whether the rater may attend to the token (a causal mask hides later ones).
         embeddings: `[B, R, D]`, the raters as they entered the stack; None unless the method reads "embeddings".
         register: `[B, R]` attention to a register token in the stack, or None where there is none.
@@ -41,9 +40,12 @@ class Rows:
     sees: Tensor
     embeddings: Tensor | None = None
     register: Tensor | None = None
+    certain: bool = False
 
     def mean(self) -> Tensor:
         """Mean over the raters, `[B, N]`."""
+        if self.certain and self.values.shape[1] == 1:
+            return self.values[:, 0]
         weight = self.valid.to(self.values.dtype).unsqueeze(-1)
         return (self.values * weight).sum(1) / weight.sum(1).clamp(min=1)
 
@@ -76,8 +78,7 @@ class Tokens:
     """The visual tokens at one site. N is the largest number that any input of the batch started with.
 
     Attributes:
-        stack: "vision" or "language".
-        layer: the site's layer.
+        stack, layer: "vision" or "language", and the site's layer.
         alive: `[B, N]` bool.
         started: how many tokens each input started with.
         position: `[B, N, 2]` int64, (row, column) in the grid of its image; (-1, -1) for a token that is no patch.
@@ -85,9 +86,8 @@ class Tokens:
         grid: largest (height, width) of an image's grid of tokens.
         rows: attention rows by kind of rater, those that the method `needs`.
         carried: `[B, N]` last scores of the stack before, NaN where there is none; None at the first scored site.
-        kind: kind of the tokens.
         sizes: `[B, N]` how many tokens each stands for after merges; None = one each.
-        ids: `[B, N]` token ids, where the kind is text.
+        kind, ids: kind of the tokens, and their ids `[B, N]` where it is text.
         crowd: how many tokens of each row are alive and, with fixed counts, are to stay, known on the host; None = not known.
         notes: what a method leaves here for itself, between the calls at one site.
     """
@@ -154,11 +154,11 @@ class Tokens:
         return match(self.unit_keys, self.alive, counts, ease, self.crowd, window, self.halves(window))
 
     def merged(self, hidden: Tensor, matching: Matching) -> tuple[Tensor, Tensor]:
-        """Return `hidden` `[B, N, D]` with each survivor the mean of its group, weighted by sizes, and the new sizes `[B, N]`."""
-        size = torch.ones_like(matching.keep, dtype=torch.float32) if self.sizes is None else self.sizes
+        """Return for each survivor of `hidden` `[B, N, D]` the mean of its group by sizes, and the new sizes `[B, N]`."""
+        size = torch.ones_like(self.alive, dtype=torch.float32) if self.sizes is None else self.sizes
         if self.crowd is None or self.crowd.live != self.started:
             size = size.masked_fill(~self.alive, 0.0)
-        return average(hidden, matching.keep, matching.into, size)
+        return average(hidden, matching.into, size)
 
     @lazy
     def embeddings(self) -> Tensor:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, NoReturn, TypeVar
 
@@ -59,6 +60,21 @@ def _refusal(why: str) -> Callable[[], NoReturn]:
 
 
 refuse_adaptive, refuse_loops, refuse_sizes, refuse_text, refuse_tiles = map(_refusal, (ADAPTIVE, LOOPS, SIZES, TEXT, TILES))
+
+
+@dataclass
+class Latest:
+    """Remembers what was last made of some objects, which are compared by identity."""
+
+    _sources: tuple[Any, ...] = ()
+    _made: Any = None
+
+    def of(self, *sources: Any, make: Callable[[], T]) -> T:
+        """Return what `make` made of the same sources, or let it make that."""
+        if len(sources) != len(self._sources) or any(old is not new for old, new in zip(self._sources, sources, strict=True)):
+            self._made, self._sources = make(), sources
+        made: T = self._made
+        return made
 
 
 class lazy(cached_property[T]):

@@ -99,7 +99,7 @@ def test_trained_modules_with_their_weights(method: str, tmp_path: Path) -> None
     invariants.counted_flops_are_true(model, tiny.prompts(model, (12,)), plan)
 
 
-@pytest.mark.parametrize(("name", "site"), [("tome", "vision:0"), ("dart", "language:0")])
+@pytest.mark.parametrize(("name", "site"), [("prumerge", "vision:0"), ("dart", "language:0")])
 def test_keys_need_a_layer_before_the_site(name: str, site: str) -> None:
     plan = Plan(name, (Step(Site.parse(site), 0.5),))
     says = f"method '{name}' scores with attention or keys of the layer before a site, so {site} is too early; use {site[:-1]}1"

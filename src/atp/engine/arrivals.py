@@ -156,21 +156,21 @@ def of_prompt(prompt: Prompt, arrived: Sequence[Arrivals]) -> tuple[Census, list
         base += one.total
     started = [sum(row) for row in zip(*shares, strict=True)]
     most = max(started)
-    where = torch.sort((~prompt.visual).to(torch.uint8), dim=1, stable=True).indices[:, :most]
-    there = torch.arange(most, device=device) < torch.tensor(started, device=device).unsqueeze(1)
+    where = torch.sort(prompt.visual.to(torch.uint8), dim=1, descending=True, stable=True).indices[:, :most]
     place = place.gather(1, where)
-    facts = torch.cat([one.facts for one in arrived])[place]  # [B, N, CHANNELS]
-    alive = (facts[..., 0] > HALF) & there
-    live = torch.ones_like(prompt.visual) if prompt.live is None else prompt.live
+    facts = (arrived[0].facts if len(arrived) == 1 else torch.cat([one.facts for one in arrived]))[place]  # [B, N, CHANNELS]
+    alive = facts[..., 0] > HALF
+    if min(started) < most:
+        alive = alive & (torch.arange(most, device=device) < torch.tensor(started, device=device).unsqueeze(1))
     census = Census(
         where=where.unsqueeze(-1),
         alive=alive,
         counts=[int(n) for n in alive.sum(1).tolist()] if counts is None else counts,
         started=started,
-        others=live & ~prompt.visual,
+        others=~prompt.visual if prompt.live is None else prompt.live & ~prompt.visual,
         other_counts=[a - b for a, b in zip(live_counts, started, strict=True)],
         position=facts[..., 2:4].nan_to_num(-1.0).to(torch.int64),
-        image=_images(arrived, place),
+        image=_images(arrived, shares, place),
         grid=(max(one.grid[0] for one in arrived), max(one.grid[1] for one in arrived)),
         ids=prompt.ids,
         candidates=prompt.candidates,
@@ -180,9 +180,11 @@ def of_prompt(prompt: Prompt, arrived: Sequence[Arrivals]) -> tuple[Census, list
     return census, rows
 
 
-def _images(arrived: Sequence[Arrivals], place: Tensor) -> Tensor:
+def _images(arrived: Sequence[Arrivals], shares: list[list[int]], place: Tensor) -> Tensor:
     """Number the images of each prompt from 0, in the order of its visual tokens; `place` `[B, N]` of these in the arrivals."""
     lengths = [length for one in arrived for length in one.lengths]
+    if shares == [[length for length in lengths for _ in range(arrived[0].copies)]]:  # one each
+        return torch.zeros_like(place)
     owner = torch.repeat_interleave(torch.tensor(lengths, device=place.device), output_size=sum(lengths))[place]
     change = torch.ones_like(owner)
     change[:, 1:] = (owner[:, 1:] != owner[:, :-1]).to(owner.dtype)

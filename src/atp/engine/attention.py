@@ -10,10 +10,11 @@ from torch import Tensor
 from atp.adapters.base import StackView
 from atp.engine.census import Census
 from atp.rows import attention_rows, rotate, split_heads, spread
-from atp.subset import Subset, gather
+from atp.subset import Subset, gather, take
 from atp.tokens import Rows
 from atp.tracing import lazy
 
+CERTAIN = ("class", "last")  # one for every input
 VISUAL_RATERS = 32
 QUESTION_RATERS = 64
 
@@ -27,6 +28,7 @@ class Capture:
         mask, phases: as that layer got them, cut to the subset.
         past: keys stored before, `[B, H_kv, C, d]`, phases applied; None = none.
         queries, keys: `[S, K, H * d]`.
+        hides: whether the mask may hide tokens that are alive, instead of only weighing them.
     """
 
     subset: Subset | None
@@ -35,6 +37,7 @@ class Capture:
     past: Tensor | None
     queries: Tensor | None = None
     keys: Tensor | None = None
+    hides: bool = True
 
     def attention(self, view: StackView, census: Census) -> Attention:
         """Return what computes rows from it."""
@@ -50,6 +53,10 @@ class Capture:
         return torch.zeros(batch, self.subset.length, dtype=torch.int64, device=places.device).scatter(
             1, self.subset.rows, places
         )
+
+    def slots(self, positions: Tensor) -> Tensor:
+        """Turn places in the sequence into places among the rows that ran."""
+        return positions if self.slot is None else self.slot.gather(1, positions)
 
 
 @dataclass
@@ -76,10 +83,10 @@ class Attention:
         census, capture = self.census, self.capture
         assert capture.queries is not None and capture.keys is not None, "the layer before the site did not run"
         inputs, most, group = self.where.shape
-        index = self.slots(census.places).unsqueeze(-1)
+        index = capture.slots(census.places)
 
         def lay(packed: Tensor) -> Tensor:
-            return packed.gather(1, index.expand(-1, -1, packed.shape[-1])).view(inputs, most * group, packed.shape[-1])
+            return take(packed, index).view(inputs, most * group, packed.shape[-1])
 
         alive = census.alive.unsqueeze(-1).expand_as(self.where).reshape(inputs, 1, 1, -1)
         phases = capture.phases
@@ -92,36 +99,25 @@ class Attention:
         """`[B, N]` bool, the tokens that are rated."""
         return self.census.alive
 
-    @property
-    def slot(self) -> Tensor | None:
-        """`[S, T]`, the place of each token of the sequence among the rows that ran; None = the same."""
-        slot: Tensor | None = self.capture.slot
-        return slot
-
-    def slots(self, positions: Tensor) -> Tensor:
-        """Turn places in the sequence into places among the rows that ran."""
-        return positions if self.slot is None else self.slot.gather(1, positions)
-
     def rows(self, kinds: tuple[str, ...], template: frozenset[int], entered: Tensor | None = None) -> dict[str, Rows]:
         """Compute all raters' rows at once, with their states `[S, T, D]` at layer 0 where given."""
         found = [self.raters(kind, template) for kind in kinds]
-        positions = torch.cat([index for index, _ in found], dim=1)
-        values, sees = self.attend(self.slots(positions))
-        result, start = {}, 0
-        for kind, (index, valid) in zip(kinds, found, strict=True):
-            end = start + index.shape[1]
-            result[kind] = Rows(values[:, start:end], valid, sees[:, start:end], self.states(entered, index))
-            start = end
-        return result
+        positions = found[0][0] if len(found) == 1 else torch.cat([index for index, _ in found], dim=1)
+        values, sees = self.attend(self.capture.slots(positions))
+        widths = [index.shape[1] for index, _ in found]
+        parts = zip(kinds, found, torch.split(values, widths, 1), torch.split(sees, widths, 1), strict=True)
+        return {
+            kind: Rows(value, valid, seen, self.states(entered, index), certain=kind in CERTAIN)
+            for kind, (index, valid), value, seen in parts
+        }
 
     def states(self, entered: Tensor | None, index: Tensor) -> Tensor | None:
         """Take the states of raters at `index` `[B, R]`; images packed into one sequence are laid side by side first."""
         if entered is None:
             return None
         if self.census.packed:
-            width, places = entered.shape[-1], self.census.places.unsqueeze(-1)
-            entered = entered.gather(1, places.expand(-1, -1, width)).view(len(index), -1, width)
-        return entered.gather(1, index.unsqueeze(-1).expand(-1, -1, entered.shape[-1]))
+            entered = take(entered, self.census.places).view(len(index), -1, entered.shape[-1])
+        return take(entered, index)
 
     def raters(self, kind: str, template: frozenset[int]) -> tuple[Tensor, Tensor]:
         """Return places in the sequence `[B, R]` and which of them are raters."""
@@ -149,11 +145,15 @@ class Attention:
     def last(self) -> Tensor:
         """Place of the last live prompt token, `[B, 1]`."""
         live = self.prompt(self.census.live())
-        number = torch.arange(live.shape[1], device=live.device)
-        return (live * (number + 1)).amax(1, keepdim=True).sub(1).clamp(min=0)
+        number = torch.arange(1, live.shape[1] + 1, device=live.device)
+        return (live * number).amax(1, keepdim=True).sub(1).clamp(min=0)
 
     def question(self, template: frozenset[int]) -> Tensor:
         """Live text tokens after the last visual one, without template tokens, `[B, T]`."""
+        return self.census.asked.of(self.census.others, template, make=lambda: self.found(template))
+
+    def found(self, template: frozenset[int]) -> Tensor:
+        """Find the question."""
         census = self.census
         assert census.ids is not None, "a tower has no question"
         started = torch.tensor(census.started, device=census.where.device).unsqueeze(1)
@@ -172,13 +172,11 @@ class Attention:
         capture, view, census = self.capture, self.view, self.census
         assert capture.queries is not None and capture.keys is not None, "the layer before the site did not run"
         keys = split_heads(capture.keys, view.head_dim)
-        index = slots.unsqueeze(-1)
-        queries = split_heads(capture.queries.gather(1, index.expand(-1, -1, capture.queries.shape[-1])), view.head_dim)
+        queries = split_heads(take(capture.queries, slots), view.head_dim)
         if capture.phases is not None:
-            cos, sin = (phase.expand(slots.shape[0], -1, -1) for phase in capture.phases)
+            cos, sin = (phase if len(phase) == len(slots) else phase.expand(len(slots), -1, -1) for phase in capture.phases)
             keys = rotate(keys, cos, sin)
-            wide = index.expand(-1, -1, cos.shape[-1])
-            queries = rotate(queries, cos.gather(1, wide), sin.gather(1, wide))
+            queries = rotate(queries, take(cos, slots), take(sin, slots))
         ran = keys.shape[2]
         if capture.past is not None:
             keys = torch.cat([capture.past.to(keys.dtype), keys], dim=2)
@@ -186,14 +184,15 @@ class Attention:
         rows = attention_rows(queries, keys, allowed, view.scaling, view.softcap)
         self.flops += 2.0 * keys.shape[0] * slots.shape[1] * keys.shape[2] * view.heads * view.head_dim
         batch, count = slots.shape
-        columns = self.slots(self.where.reshape(batch, -1)).unsqueeze(1).expand(-1, count, -1)
+        columns = capture.slots(self.where.reshape(batch, -1))
         alive = self.alive.unsqueeze(1)
-        values = rows[..., -ran:].gather(2, columns).view(batch, count, -1, census.group).sum(-1) * alive
-        if allowed is None:
+        values = take(rows if capture.past is None else rows[..., -ran:], columns, dim=2)
+        values = (values if census.group == 1 else values.view(batch, count, -1, census.group).sum(-1)) * alive
+        if allowed is None or not capture.hides:
             return values, alive.expand_as(values)
         open_ = allowed if allowed.dtype == torch.bool else allowed > torch.finfo(allowed.dtype).min / 2
-        open_ = open_[:, 0].expand(batch, count, -1)[..., -ran:]
-        return values, open_.gather(2, columns).view(batch, count, -1, census.group).all(-1) & alive
+        open_ = take(open_[:, 0].expand(batch, count, -1)[..., -ran:], columns, dim=2)
+        return values, (open_ if census.group == 1 else open_.view(batch, count, -1, census.group).all(-1)) & alive
 
     def allowed(self, slots: Tensor, stored: int, ran: int) -> Tensor | None:
         """Return the raters' rows of the layer's mask, `[B, 1 or H, R, C]`; None = everything is seen."""
@@ -203,7 +202,7 @@ class Attention:
                 return None
             column = torch.arange(stored, device=slots.device) - (stored - ran)
             return (column <= slots.unsqueeze(-1)).unsqueeze(1)
-        mask = mask.expand(slots.shape[0], -1, -1, -1)
+        mask = mask if len(mask) == len(slots) else mask.expand(len(slots), -1, -1, -1)
         if mask.shape[2] == 1:
             return mask
         index = slots[:, None, :, None].expand(-1, mask.shape[1], -1, mask.shape[3])

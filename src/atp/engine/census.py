@@ -13,6 +13,7 @@ from torch import Tensor
 
 from atp.adapters.base import Adapter, Args, Images, Kwargs
 from atp.tokens import Record
+from atp.tracing import Latest, lazy
 
 CHANNELS = ("alive", "score", "row", "column", "image", "size")
 """What `Adapter.pack` carries from the tower's tokens to the visual tokens of the prompt."""
@@ -61,10 +62,11 @@ class Census:
         ids: `[B, T]` token ids, None in a tower.
         candidates: last tokens that are guesses, not prompt.
         carried: `[B, N]` last scores of the stack before, NaN where there is none.
-        scores: `[B, N]` of the last site that scored, NaN where a token was dead; None before.
+        rated: `[B, N]` scores of the last site that scored, and who was alive there; None before.
         sizes: `[B, N]` how many tokens each stands for after merges; None = one each.
         history: counts after each layer's site.
         arrived: counts at the stack's first layer.
+        asked: the question among `others`, as found last.
     """
 
     where: Tensor
@@ -80,15 +82,19 @@ class Census:
     ids: Tensor | None = None
     candidates: int = 0
     carried: Tensor | None = None
-    scores: Tensor | None = None
+    rated: tuple[Tensor, Tensor] | None = None
     sizes: Tensor | None = None
     words: Words | None = None
     turn: int = 0
     history: dict[int, list[int]] = field(default_factory=dict)
     arrived: list[int] = field(init=False)
+    asked: Latest = field(init=False, repr=False)
+    _live: Latest = field(init=False, repr=False)
+    _weights: Latest = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
         self.arrived = list(self.counts)
+        self.asked, self._live, self._weights = Latest(), Latest(), Latest()
 
     @property
     def group(self) -> int:
@@ -96,24 +102,44 @@ class Census:
         return self.where.shape[2]
 
     @property
+    def whole(self) -> bool:
+        """Whether every input began with N tokens: no place in `where` stands for nothing."""
+        return all(count == self.where.shape[1] for count in self.started)
+
+    @lazy
     def places(self) -> Tensor:
         """`[S, ...]` places of all patches, sequence by sequence."""
         return self.where.reshape(self.others.shape[0], -1)
 
+    def at_patches(self, values: Tensor) -> Tensor:
+        """Repeat `[B, N]` for the patches of each token, in the order of `places`."""
+        if self.group == 1 and not self.packed:
+            return values
+        return values.unsqueeze(-1).expand_as(self.where).reshape(self.others.shape[0], -1)
+
     def live(self) -> Tensor:
         """All places that run, `[S, T]`."""
-        patches = self.alive.unsqueeze(-1).expand_as(self.where).reshape(self.others.shape[0], -1)
+        return self._live.of(self.alive, self.others, make=self._mark)
+
+    def _mark(self) -> Tensor:
+        patches = self.at_patches(self.alive)
+        if self.whole:
+            return self.others.scatter(1, self.places, patches)
         if self.packed:  # places that stand for nothing may be those of another image
             marks = torch.zeros_like(self.others, dtype=torch.uint8)
             return marks.scatter_reduce(1, self.places, patches.to(torch.uint8), "amax").bool() | self.others
         return torch.zeros_like(self.others).scatter(1, self.places, patches) | self.others
 
     def weights(self) -> Tensor | None:
-        """Logarithm of how many tokens each place stands for, `[S, T]` in float32; None = one each."""
+        """Logarithm of how many tokens each live place stands for, `[S, T]` in float32; None = one each."""
         if self.sizes is None or self.packed:
             return None
-        grown = self.sizes.clamp(min=1).log().masked_fill(~self.alive, 0.0).to(torch.float32)
-        wide = grown.unsqueeze(-1).expand_as(self.where).reshape(self.others.shape[0], -1)
+        return self._weights.of(self.sizes, None if self.whole else self.alive, make=self._logs)
+
+    def _logs(self) -> Tensor:
+        assert self.sizes is not None
+        grown = self.sizes.clamp(min=1).log().to(torch.float32)
+        wide = self.at_patches(grown if self.whole else grown.masked_fill(~self.alive, 0.0))
         return torch.zeros_like(self.others, dtype=torch.float32).scatter_reduce(1, self.places, wide, "amax")
 
     def live_counts(self) -> list[int]:
@@ -141,18 +167,9 @@ class Census:
 
     def leave(self, images: Images, layers: int, records: list[Record]) -> TowerPass:
         """Return what travels on at the end of a tower of so many layers."""
-        return TowerPass(
-            alive=self.alive,
-            started=self.started,
-            counts=self.counts,
-            scores=self.scores,
-            sizes=self.sizes,
-            lengths=self.lengths(layers),
-            grids=list(images.grids),
-            group=self.group,
-            records=records,
-            packed=self.packed,
-        )
+        scores = None if self.rated is None else self.rated[0].masked_fill(~self.rated[1], torch.nan)
+        told = (self.alive, self.started, self.counts, scores, self.lengths(layers), list(images.grids), self.group, self.sizes)
+        return TowerPass(*told, records=records, packed=self.packed)
 
     def spell(self, keep: Tensor, counts: list[int], layer: int) -> None:
         """Let text leave at a site: all but `keep` `[B, M]`."""

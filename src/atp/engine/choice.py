@@ -57,7 +57,7 @@ class Chooser:
                 hidden, census.sizes = merge(self.method, place, tokens, keep, scores)
             if not traced():
                 self.spent += self.facts.flops(tokens, place, counts)
-            census.scores = scores.masked_fill(~before, torch.nan)
+            census.rated = scores, before
         assert counts is not None
         census.alive, census.counts, census.history[step.site.layer] = keep, counts, counts
         record = Record(

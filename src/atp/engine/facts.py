@@ -14,7 +14,7 @@ from atp.engine.census import Census
 from atp.fusion import Crowd
 from atp.methods.base import Method, Work
 from atp.plan import Site
-from atp.rows import split_heads
+from atp.subset import take
 from atp.tokens import Rows, Text, Tokens
 
 
@@ -81,7 +81,7 @@ class Facts:
             carried=census.carried,
             sizes=census.sizes,
             crowd=Crowd(tuple(census.counts), None if counts is None else tuple(counts)),
-            _hidden=lambda: place.patches().mean(2),
+            _hidden=lambda: _mean(place.patches()),
             _keys=(lambda: keys(place)) if "keys" in reads else None,
             _embeddings=(lambda: embeddings(place)) if "embeddings" in reads else None,
             _text=(lambda: self.text(place, "keys" in reads)) if "text" in reads else None,
@@ -98,10 +98,10 @@ class Facts:
         found = None
         if with_keys:
             assert place.capture is not None and place.capture.keys is not None, "the layer before the site did not run"
-            found = _heads(_rows(place.capture.keys, attention.slots(index)), place.view.head_dim)
+            found = _heads(take(place.capture.keys, attention.capture.slots(index)), place.view.head_dim)
         return Text(
-            hidden=_rows(place.hidden, index),
-            embeddings=_rows(place.entered, index),
+            hidden=take(place.hidden, index),
+            embeddings=take(place.entered, index),
             valid=valid,
             asks=attention.question(self.template).gather(1, index) & valid,
             keys=found,
@@ -112,11 +112,11 @@ class Facts:
         view, census, reads = place.view, place.census, self.method.reading(place.view.name)
         wide = place.hidden.shape[-1] * (census.group if self.method.merges(view.name) else 1)
         raters = sum(rows.values.shape[1] for rows in tokens.rows.values())
-        heads = tokens.keys.shape[2] if "keys" in reads else 0
+        heads, width = tokens.keys.shape[2:] if "keys" in reads else (0, view.head_dim)
         text = max(census.other_counts) if "text" in reads else 0
         size = tokens.alive.shape[1]
         return sum(
-            self.method.flops(Work(view.name, size, alive, kept, wide, view.head_dim, heads, text, raters))
+            self.method.flops(Work(view.name, size, alive, kept, wide, width, heads, text, raters))
             for alive, kept in zip(census.counts, counts, strict=True)
         )
 
@@ -128,45 +128,53 @@ def merge(method: Method, place: Place, tokens: Tokens, keep: Tensor, scores: Te
     """
     census, own = place.census, place.patches()
     width = own.shape[-1]
-    fused, sizes = method.fuse(own.flatten(2), keep, scores, tokens)
-    states = torch.where(keep.unsqueeze(-1), fused.to(own.dtype), own.flatten(2))
+    flat = own.flatten(2)
+    fused, sizes = method.fuse(flat, keep, scores, tokens)
+    states = torch.where(keep.unsqueeze(-1), fused.to(own.dtype), flat)
     places = census.where
-    if any(count != keep.shape[1] for count in census.started):
+    if not census.whole:
         # Where an input has fewer tokens than its neighbour nothing is written: the first survivor is once more.
         number = torch.arange(keep.shape[1], device=keep.device).expand_as(keep)
         pick = torch.where(keep, number, keep.to(torch.uint8).argmax(1, keepdim=True))
         states = states.gather(1, pick.unsqueeze(-1).expand_as(states))
         places = places.gather(1, pick.unsqueeze(-1).expand_as(places))
     sequences = len(census.others)
-    index = places.reshape(sequences, -1, 1).expand(-1, -1, width)
-    return place.hidden.scatter(1, index, states.reshape(sequences, -1, width)), None if sizes is None else sizes.detach()
+    states, sizes = states.reshape(sequences, -1, width), None if sizes is None else sizes.detach()
+    if sequences == 1:
+        return place.hidden.index_copy(1, places.reshape(-1), states), sizes
+    return place.hidden.scatter(1, places.reshape(sequences, -1, 1).expand(-1, -1, width), states), sizes
 
 
 def keys(place: Place) -> Tensor:
-    """Keys of the tokens as the layer before projected them, `[B, N, H, d]`; the mean of a token's patches."""
+    """Keys of the tokens as the layer before projected them, `[B, N, H, d]`; the mean of a token's patches.
+
+    At layer 0 there are none: the states that come in stand for them, `[B, N, 1, D]`.
+    """
+    if place.layer == 0:
+        return place.patches().mean(2).unsqueeze(2)
     assert place.capture is not None and place.capture.keys is not None, "the layer before the site did not run"
-    slot, places = place.capture.slot, place.census.places
-    places = places if slot is None else slot.gather(1, places)
-    return _heads(at_places(place.capture.keys, places, place.census).mean(2), place.view.head_dim)
+    places = place.capture.slots(place.census.places)
+    return _heads(_mean(at_places(place.capture.keys, places, place.census)), place.view.head_dim)
 
 
 def embeddings(place: Place) -> Tensor:
     """The tokens as they entered layer 0, `[B, N, D]`."""
     assert place.entered is not None, "the stack's layer 0 ran before"
-    return at_places(place.entered, place.census.places, place.census).mean(2)
+    return _mean(at_places(place.entered, place.census.places, place.census))
 
 
 def at_places(states: Tensor, places: Tensor, census: Census) -> Tensor:
     """Take `[S, T, D]` at the places `[S, B * N * g / S]` of the tokens' patches, `[B, N, g, D]`."""
-    return _rows(states, places).view(*census.where.shape, states.shape[-1])
+    return take(states, places).view(*census.where.shape, states.shape[-1])
 
 
-def _rows(states: Tensor, index: Tensor) -> Tensor:
-    return states.gather(1, index.unsqueeze(-1).expand(-1, -1, states.shape[-1]))
+def _mean(patches: Tensor) -> Tensor:
+    """Mean over the patches of each token, `[B, N, g, D]` -> `[B, N, D]`."""
+    return patches.squeeze(2) if patches.shape[2] == 1 else patches.mean(2)
 
 
 def _heads(states: Tensor, head_dim: int) -> Tensor:
-    return split_heads(states, head_dim).transpose(1, 2)
+    return states.view(*states.shape[:-1], -1, head_dim)
 
 
 def rater_kinds(method: Method, view: StackView) -> tuple[str, ...]:

@@ -21,9 +21,7 @@ class CrossAttention(Attention):
         return (live * (number + 1)).amax(1, keepdim=True).sub(1).clamp(min=0)
 
     def question(self, template: frozenset[int]) -> Tensor:
-        asking, ids = self.prompt(self.census.others), self.census.ids
-        assert ids is not None
-        return asking & ~torch.isin(ids, torch.tensor(sorted(template), device=ids.device)) if template else asking
+        return self.untold(self.prompt(self.census.others), template)
 
     def raters(self, kind: str, template: frozenset[int]) -> tuple[Tensor, Tensor]:
         if kind == "visual":  # keys ask nothing: all the text that looks at the image stands in

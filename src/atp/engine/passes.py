@@ -20,7 +20,7 @@ from atp.engine.census import Census
 from atp.engine.choice import Chooser
 from atp.engine.facts import Place
 from atp.plan import Step
-from atp.subset import Subset, build, close, cut_mask, cut_segments, gather, open_rows, ragged_mask, scatter, weighted
+from atp.subset import Subset, build, causal, close, cut_mask, cut_segments, gather, open_rows, ragged_mask, scatter, weighted
 from atp.tokens import Record
 from atp.tracing import traced
 
@@ -96,7 +96,9 @@ class StackPass:
         if watched and self.census is not None:
             seen = changed or call
             past = self.adapter.stored_keys(call.cache, layer)
-            self.capture, self.armed = Capture(self.subset, biased(seen), seen.phases, past), True
+            padded = self.subset is not None and self.subset.valid is not None
+            hides = padded or self.view.causal or call.mask is not None or call.bias is not None or past is not None
+            self.capture, self.armed = Capture(self.subset, biased(seen), seen.phases, past, hides=hides), True
         return None if changed is None else self.view.write(args, kwargs, changed)
 
     def _decide(self, layer: int, hidden: Tensor) -> Tensor:
@@ -191,10 +193,11 @@ class StackPass:
             if columns.plain:
                 return None
             queries = call.hidden.shape[1] if subset is None else subset.size
-            if columns.valid is None and columns.weight is not None and (queries == 1 or not self.view.causal):
-                return columns.weight[:, None, None, :].to(call.hidden.dtype)
-            valid = torch.ones_like(columns.positions, dtype=torch.bool) if columns.valid is None else columns.valid
-            return weighted(ragged_mask(valid, queries, self.view.causal, dtype), columns.weight, dtype)
+            if columns.valid is not None:
+                return weighted(ragged_mask(columns.valid, queries, self.view.causal, dtype), columns.weight, dtype)
+            assert columns.weight is not None
+            weight = columns.weight.view(len(columns.weight), 1, 1, -1).to(call.hidden.dtype)
+            return weight if queries == 1 or not self.view.causal else causal(queries, weight) + weight
         mask = cut_mask(call.mask, None if subset is None else subset.rows, columns.positions, total)
         if columns.valid is not None:
             mask = close(mask, columns.valid)
@@ -228,7 +231,7 @@ class StackPass:
     def captured(self, which: str, output: Tensor) -> None:
         """Take a projection's output, if a site wants it."""
         if self.armed and self.capture is not None:
-            setattr(self.capture, which, self.view.projected(which, output.detach()))
+            setattr(self.capture, which, self.view.projected(which, output.detach() if output.requires_grad else output))
 
     def widen(self, state: Tensor) -> Tensor:
         """Mend a recorded state: the input of layer 0 had no full length yet, and what a site merged it recorded unmerged.

@@ -208,8 +208,8 @@ def method_flops(
         alive=before,
         kept=after,
         hidden=sizes.hidden * (group if method.merges(stack) else 1),
-        head_dim=sizes.head_dim,
-        key_heads=sizes.kv_heads if "keys" in reads else 0,
+        head_dim=sizes.head_dim if layer else sizes.hidden,
+        key_heads=(sizes.kv_heads if layer else 1) if "keys" in reads else 0,
         text=workload.text if "text" in reads else 0,
         raters=int(rows.get(stack, 0)),
     )
@@ -254,7 +254,8 @@ def check_plan(adapter: Adapter, plan: Plan, method: Method) -> None:
             continue
         view = views[site.stack]
         _check_space(method, view)
-        if view.before(site.layer) is None and looks_back(method, view):
+        embedded = site.layer == 0 and method.embedded(view.name)
+        if view.before(site.layer) is None and looks_back(method, view) and not embedded:
             raise InvalidPlan(
                 f"method {method.name!r} scores with attention or keys of the layer before a site, so {site} is too early; "
                 f"use {site.stack}:{view.first} or later"

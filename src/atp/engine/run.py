@@ -179,7 +179,7 @@ class Run:
             census = running.census
             tower = census.leave(self._images, self.adapter.shape.vision.layers, running.records)
             tokens = self.adapter.connects == "rows" and census.group > 1  # are what passes the connector
-            grown = census.weights() if self.method.weighs("language") else None
+            grown = census.weights() if self.adapter.connects == "keys" and self.method.weighs("language") else None
             self._live = (census.alive, census.counts, None) if tokens else (census.live(), census.live_counts(), grown)
         self.book.left(tower.started, tower.counts)
         self.adapter.tag(output, tower)

@@ -43,22 +43,34 @@ class Standing:
                     )
 
 
+NOTES = 32  # kept of a site and device
+
+
+def _odd(notes: Sequence[tuple[Tensor, Tensor]]) -> Tensor:
+    """Whether any live score is NaN or infinite."""
+    scores, alive = (torch.cat([part.flatten() for part in parts]) for parts in zip(*notes, strict=True))
+    return (~scores.isfinite() & alive).any()
+
+
 @dataclass
 class Finite:
-    """Remembers where live scores of fixed steps were not finite; looked at when the block ends, so that no step waits.
+    """Remembers live scores of fixed steps; looked at when the block ends, so that no step waits.
 
     Attributes:
-        found: of each site, by device: whether any was.
+        found: of each site, by device: scores and who was alive, the last few; those before in one pair, NaN where any was odd.
     """
 
-    found: dict[tuple[Site, torch.device], Tensor] = field(default_factory=dict)
+    found: dict[tuple[Site, torch.device], list[tuple[Tensor, Tensor]]] = field(default_factory=dict)
 
     def note(self, site: Site, scores: Tensor, alive: Tensor) -> None:
         """Take the scores `[B, N]` of a fixed step."""
         if traced():
             return
-        odd, key = (~scores.isfinite() & alive).any(), (site, scores.device)
-        self.found[key] = odd | self.found[key] if key in self.found else odd
+        notes = self.found.setdefault((site, scores.device), [])
+        notes.append((scores, alive))
+        if len(notes) == NOTES:
+            odd = _odd(notes).view(1, 1)
+            notes[:] = [(torch.zeros_like(odd, dtype=scores.dtype).masked_fill(odd, torch.nan), torch.ones_like(odd))]
 
     def check(self) -> None:
         """Look.
@@ -66,8 +78,8 @@ class Finite:
         Raises:
             AtpError: naming the first site.
         """
-        for (site, _), odd in self.found.items():
-            if odd:
+        for (site, _), notes in self.found.items():
+            if _odd(notes):
                 raise AtpError(
                     f"step at {site}: some scores are NaN or infinite, expected finite numbers, so what was kept there means "
                     "nothing; the model overflows here (load it with dtype=torch.bfloat16 or float32 instead of float16) or the "

@@ -143,7 +143,8 @@ class Hiding:
         census = self.passing(view).census
         assert census is not None
         number = torch.arange(census.alive.numel(), device=census.alive.device, dtype=torch.float32)
-        census.scores, census.alive = number.view_as(census.alive), torch.ones_like(census.alive)
+        census.alive = torch.ones_like(census.alive)
+        census.rated = number.view_as(census.alive), census.alive
 
     def arrive(self, view: StackView) -> None:
         """Before the language model's first layer: hide the visual tokens of hidden patches.

@@ -41,7 +41,8 @@ class ATP(Method):
         intra: `received` = attention from sampled visual tokens of the layer before the site; `carried` = the tower's last
             scores (falls back to received where the tower scored nothing); `none` = inter-modal only, as `alpha=1`.
         merge: whether patches of the tower that leave are averaged into the most similar ones that stay (bipartite soft matching,
-            as in ToMe). A patch then leaves by its redundancy first: keys' cosine to the nearest patch that stays,
+            as in ToMe), first before the tower's first layer, where near patches of the same look have like embeddings.
+            A patch then leaves by its redundancy first: cosine to the nearest patch that stays, of embeddings or later of keys,
             `- protect * log(saliency)`; a text reader of merged patches loses less than one of dropped ones (dev/LOG.md).
         proportional: whether attention, in the tower and the language model, counts a merged patch as the patches it stands for
             (log of its size is added to its logits). Without, models that count by how much they see count too little, and name
@@ -80,12 +81,12 @@ class ATP(Method):
             raise InvalidPlan(f"protect is a number >= 0, got {self.protect!r}; e.g. protect=0.1")
 
     def default_sites(self, shape: ModelShape) -> tuple[Site, ...] | None:
-        """Return four sites in the first two thirds of the tower, where merging pays most, and the usual two behind it."""
+        """Return four sites from the patches' embeddings to the middle of the tower, and the usual two behind it."""
         if not self.merge:
             return None
-        parts = {"vision": (1, 2, 3, 4), "language": (2, 4)}
+        parts = {"vision": (0, 1, 2, 3), "language": (2, 4)}
         layers = {"vision": shape.vision.layers, "language": shape.language.layers}
-        found = {Site(name, max(1, round(layers[name] * part / 6))) for name in parts for part in parts[name]}
+        found = {Site(name, max(min(part, 1), round(layers[name] * part / 6))) for name in parts for part in parts[name]}
         return tuple(sorted(site for site in found if site.layer < layers[site.stack]))
 
     def raters(self, stack: str) -> tuple[str, ...]:
@@ -110,6 +111,10 @@ class ATP(Method):
     def reading(self, stack: str) -> tuple[str, ...]:
         """Return keys where patches merge."""
         return self.reads[stack] if self.merge and stack == "vision" else ()
+
+    def embedded(self, stack: str) -> bool:
+        """Return whether patches merge: those of the same look and nearly the same place do so before the first layer."""
+        return self.merges(stack)
 
     def merges(self, stack: str) -> bool:
         """Return whether this is the tower and merging is on: what the question does not ask for is dropped, not merged."""
@@ -165,7 +170,9 @@ class ATP(Method):
         return salient | top(even(tokens), tokens.alive & ~salient, spread)
 
     def saliency(self, tokens: Tokens) -> Tensor:
-        """Return intra-modal saliency `[B, N]`, mean 1."""
+        """Return intra-modal saliency `[B, N]`, mean 1; before the first layer nobody has looked yet, and all are alike."""
+        if tokens.stack == "vision" and not tokens.rows:
+            return torch.ones_like(tokens.alive, dtype=torch.float32)
         if tokens.stack == "vision" and "class" in tokens.rows:
             return relative(tokens.rows["class"].mean(), tokens.alive)
         if tokens.stack == "language" and self.intra == "carried" and tokens.carried is not None:

@@ -53,7 +53,7 @@ class Method(ABC):
 
     Attributes:
         needs: kinds of raters (see `atp.tokens.Rows`) by stack. A stack that is named cannot be pruned at layer 0, for the
-            rows come from the layer before the site. `class` means `visual` on a tower without class token.
+            rows come from the layer before the site (but see `embedded`). `class` means `visual` on a tower without class token.
         reads: lazy parts of `Tokens` that the method uses (see `atp.tokens.READS`) by stack. Keys come from the layer before.
         stacks: where the method can prune.
         kinds: kinds of tokens that it can make leave, "visual" or "text"; it is told which by `Tokens.kind`.
@@ -120,6 +120,10 @@ class Method(ABC):
 
     def measures(self, stack: str) -> bool:
         """Return whether `measure` gives something in this stack."""
+        return False
+
+    def embedded(self, stack: str) -> bool:
+        """Return whether the method can act at layer 0 of a stack, where it gets no rows, and for keys the states themselves."""
         return False
 
     def merges(self, stack: str) -> bool:

@@ -31,11 +31,13 @@ class ToMe(Method):
         proportional: where attention counts a merged patch as the patches it stands for (log of its size is added to its logits):
             `tower` as the authors (section 3, "tracking token size"; they leave it out for MAE towers), `none`, or `all`: in the
             language model too, of which the paper knows nothing.
+        embeddings: whether patches merge before the tower's first layer, too, by their embeddings' cosine; not in the paper.
 
     Cost: 2 x odd x even x head_dim FLOPs an image, site and round: half of the live patches against the other half.
     """
 
     proportional: str = "tower"
+    embeddings: bool = False
 
     reads: ClassVar[Mapping[str, tuple[str, ...]]] = {"vision": ("keys",)}
     stacks: ClassVar[tuple[str, ...]] = ("vision",)
@@ -44,11 +46,16 @@ class ToMe(Method):
     url: ClassVar[str] = "https://arxiv.org/abs/2210.09461"
 
     def default_sites(self, shape: ModelShape) -> tuple[Site, ...]:
-        """Return all layers of the tower but the first."""
-        return tuple(Site("vision", layer) for layer in range(1, shape.vision.layers))
+        """Return all layers of the tower, the first one only if embeddings merge."""
+        return tuple(Site("vision", layer) for layer in range(0 if self.embeddings else 1, shape.vision.layers))
 
     def __post_init__(self) -> None:
         checked("proportional", self.proportional, ("tower", "none", "all"))
+        checked("embeddings", self.embeddings, (True, False))
+
+    def embedded(self, stack: str) -> bool:
+        """Return whether this is the tower: a plan may have a site before its first layer."""
+        return stack == "vision"
 
     def weighs(self, stack: str) -> bool:
         """Return whether merged patches count for what they stand for there."""
