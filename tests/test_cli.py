@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -170,14 +171,33 @@ def test_demo_writes_pictures_and_a_page(
     (tmp_path / "list" / "questions.json").write_text(json.dumps(few))
     monkeypatch.setattr(atp.demo.answer_all, "__defaults__", (16, tmp_path / "list" / "questions.json"))
     monkeypatch.setattr(atp.demo.questions, "__defaults__", (tmp_path / "list" / "questions.json",))
+    monkeypatch.setattr(atp.demo.together, "__defaults__", (16, tmp_path / "list" / "questions.json"))
     out = tmp_path / "out"
     code, printed, _ = shell("demo", "--out", out, "--model", model_dir, "--max-new-tokens", "2")
     assert code == 0
     assert sorted(p.name for p in out.iterdir()) == ["01.png", "02.png", "index.html"]
     assert "2 questions: right" in printed
+    assert re.search(r"ms one by one; as one batch of 2: right 0 with all tokens, 0 pruned; \d+ ms -> \d+ ms \(x\d", printed)
     text = (out / "index.html").read_text()
     assert "is there a cat &lt;b&gt; ?" in text
+    assert "as fast as one batch of 2" in text
     assert text.count("data:image/jpeg;base64,") == 2
+
+
+def test_a_batch_is_timed_in_turn_and_the_first_round_warms_up(
+    model_dir: Path, image_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import atp.demo
+    from atp.loading import load
+
+    (tmp_path / "list").mkdir()
+    asked = [{"image": image_file.name, "question": "how many dogs ?", "answer": "2"}] * 3
+    (tmp_path / "list" / "questions.json").write_text(json.dumps(asked))
+    took, real = iter([9.0, 8.0] + [4.0, 2.0] * 2 + [400.0, 1.0] + [4.0, 2.0] * 2), atp.demo.timed
+    monkeypatch.setattr(atp.demo, "timed", lambda *given: (real(*given)[0], next(took)))
+    found = atp.demo.together(*load(str(model_dir)), 0.6, None, 2, tmp_path / "list" / "questions.json")
+    assert (found.count, found.seconds_unpruned, found.seconds, found.speedup) == (3, 4.0, 2.0, 2.0)
+    assert not list(took)
 
 
 def test_demo_cannot_write(shell: Shell, model_dir: Path, tmp_path: Path) -> None:

@@ -14,9 +14,9 @@ from atp.adapters import adapt
 from atp.budget.calibration import Calibration, fingerprint
 from atp.budget.solve import solve
 from atp.engine.planning import own_flops, rater_rows
-from atp.evals.calibrating import calibrate_model
 from atp.evals.items import scene_items
 from atp.evals.runner import workload_of
+from atp.fitting import fit_counts
 from atp.loading import DEFAULT, load, resolve
 from atp.methods import METHODS
 from atp.plan import Site
@@ -68,15 +68,15 @@ def main(arguments: list[str] | None = None) -> None:
     show(fixed)
     if args.fixed_only:
         return
-    found = calibrate_model(
+    found = fit_counts(
         model,
         processor,
-        items,
-        shape,
+        [item.image for item in items],
+        [item.question for item in items],
         chosen.budgets,
+        options=chosen.options,
         sites=sites,
         balance=balance,
-        options=chosen.options,
         batch=chosen.batch,
         note=f"{len(items)} {told}",
     )

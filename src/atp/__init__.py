@@ -15,9 +15,11 @@ if TYPE_CHECKING:
     from atp.budget.calibration import Calibration as Calibration
     from atp.budget.cost import Workload as Workload
     from atp.budget.solve import solve as solve
+    from atp.chat import Chat as Chat
     from atp.engine import prune as prune
     from atp.engine import workload_of as workload_of
     from atp.errors import AtpError as AtpError
+    from atp.fitting import fit_counts as fit_counts
     from atp.grouping import batches as batches
     from atp.images import load_image as load_image
     from atp.loading import build_inputs as build_inputs
@@ -34,6 +36,7 @@ if TYPE_CHECKING:
 _WHERE = {
     "AtpError": "errors",
     "Calibration": "budget.calibration",
+    "Chat": "chat",
     "Method": "methods",
     "Plan": "plan",
     "Site": "plan",
@@ -43,6 +46,7 @@ _WHERE = {
     "Workload": "budget.cost",
     "batches": "grouping",
     "build_inputs": "loading",
+    "fit_counts": "fitting",
     "list_methods": "methods",
     "list_models": "adapters",
     "load": "loading",

@@ -32,7 +32,7 @@ class Chat:
 
     Example:
         >>> with atp.prune(model, budget=0.6, second_turn="reselect"):
-        ...     chat = Chat(model, processor, image)
+        ...     chat = atp.Chat(model, processor, image)
         ...     print(chat.ask("What is the leftmost object?"), chat.ask("What color is the cup?"))
     """
 

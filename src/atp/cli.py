@@ -23,6 +23,7 @@ import atp
 from atp.bench.command import bench
 from atp.errors import AtpError, BadInput
 from atp.evals.certify.command import calibrate
+from atp.evals.fit_command import fit_counts
 from atp.evals.harness import command
 from atp.gate.command import train_gate
 
@@ -168,15 +169,17 @@ def demo(
     max_new_tokens: LengthOption = 16,
 ) -> None:
     """Answer a dozen committed questions with and without pruning; write pictures and one HTML page."""
-    from atp.demo import answer_all, questions, totals, write_page
+    from atp.demo import answer_all, questions, together, totals, write_page
 
     answers = []
-    with _bar(len(questions()) + 1) as step:
+    with _bar(len(questions()) + 2) as step:
         step("loading the model")
         loaded, processor = atp.load(model)
         for answer in answer_all(loaded, processor, out, budget, method, max_new_tokens):
             step(answer.question)
             answers.append(answer)
+        step("all questions as one batch")
+        batch = together(loaded, processor, budget, method, max_new_tokens)
     table = _table("question", "truth", "all tokens", "pruned", "FLOPs", "kept")
     for answer in answers:
         result = answer.result
@@ -186,8 +189,8 @@ def demo(
         ]
         table.add_row(answer.question, answer.truth, *both, f"{result.flops_ratio:.1%}", result.kept_in_words)
     Console().print(table)
-    written = write_page(answers, out, model)
-    Console().print(Text(f"{totals(answers)}\nopen {written}"), soft_wrap=True)
+    written = write_page(answers, out, model, batch)
+    Console().print(Text(f"{totals(answers)} {batch}\nopen {written}"), soft_wrap=True)
 
 
 app.command("eval")(command.evaluate)
@@ -195,6 +198,7 @@ app.command()(command.report)
 app.command()(bench)
 app.command()(calibrate)
 app.command("train-gate")(train_gate)
+app.command("fit-counts")(fit_counts)
 
 
 def _print_comparison(result: Comparison) -> None:

@@ -116,15 +116,15 @@ def compare(
         raise BadInput(f"max_new_tokens is at least 1, got {max_new_tokens}; e.g. --max-new-tokens 16")
     say = on_step or (lambda words: None)
     shape = adapt(model).shape
-    inputs = _on_device(model, build_inputs(processor, [image], [question]))
+    inputs = on_device(model, build_inputs(processor, [image], [question]))
     say("answering with all tokens")
-    output, slow = _best(lambda: _generate(model, processor, inputs, max_new_tokens))
+    output, slow = _best(lambda: timed(model, processor, inputs, max_new_tokens))
     workload = workload_of(shape, processor, inputs, new_tokens(inputs, output).shape[1])
     say("answering with fewer tokens")
 
     def pruned() -> tuple[tuple[Run, Tensor], float]:
         with prune(model, budget=budget, method=method, plan=plan, processor=processor, workload=workload) as run:
-            shorter, seconds = _generate(model, processor, inputs, max_new_tokens)
+            shorter, seconds = timed(model, processor, inputs, max_new_tokens)
         return (run, shorter), seconds
 
     (run, shorter), fast = _best(pruned)
@@ -158,8 +158,8 @@ def _best(attempt: Callable[[], tuple[Any, float]]) -> tuple[Any, float]:
     return result, seconds
 
 
-def _generate(model: Any, processor: Any, inputs: dict[str, Tensor], most: int) -> tuple[Tensor, float]:
-    """Generate greedily; return ids `[1, L + new]` and seconds."""
+def timed(model: Any, processor: Any, inputs: dict[str, Tensor], most: int) -> tuple[Tensor, float]:
+    """Generate greedily; return ids `[B, L + new]` and seconds."""
     pad = getattr(processor.tokenizer, "pad_token_id", None)
     options = {"pad_token_id": processor.tokenizer.eos_token_id if pad is None else pad}
     _wait(model)
@@ -176,7 +176,7 @@ def _wait(model: Any) -> None:
         torch.cuda.synchronize(model.device)
 
 
-def _on_device(model: Any, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
+def on_device(model: Any, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
     """Move the inputs to the model, pictures in its dtype."""
     moved = {name: value.to(model.device) for name, value in inputs.items()}
     return {name: value.to(model.dtype) if value.is_floating_point() else value for name, value in moved.items()}

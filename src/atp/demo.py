@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import statistics
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,8 +11,11 @@ from typing import Any
 
 from PIL import Image
 
+from atp.adapters import adapt
+from atp.asking import build_inputs, new_tokens, workload
 from atp.budget.amount import Amount
-from atp.compare import Comparison, compare
+from atp.compare import Comparison, compare, on_device, timed
+from atp.engine import prune
 from atp.errors import BadInput
 from atp.explain import Card, overlay, page, story
 from atp.explain.page import same
@@ -19,6 +23,7 @@ from atp.images import load_image
 
 SCENES = Path(__file__).parent / "scenes"
 QUESTIONS = SCENES / "demo" / "questions.json"
+ROUNDS = 5
 
 
 @dataclass(frozen=True)
@@ -81,6 +86,60 @@ def answer_all(
         yield Answer(entry["question"], entry["answer"], result, drawn, file)
 
 
+@dataclass(frozen=True)
+class Together:
+    """All questions as one batch, with all tokens and pruned in turn.
+
+    Attributes:
+        count: questions.
+        right_unpruned, right: how many were answered rightly.
+        seconds_unpruned, seconds: medians of the rounds, of generating.
+    """
+
+    count: int
+    right_unpruned: int
+    right: int
+    seconds_unpruned: float
+    seconds: float
+
+    @property
+    def speedup(self) -> float:
+        """How many times as fast the pruned batch was."""
+        return self.seconds_unpruned / self.seconds if self.seconds else 1.0
+
+    def __str__(self) -> str:
+        return (
+            f"one by one; as one batch of {self.count}: right {self.right_unpruned} with all tokens, {self.right} pruned; "
+            f"{1000 * self.seconds_unpruned:.0f} ms -> {1000 * self.seconds:.0f} ms (x{self.speedup:.2f})"
+        )
+
+
+def together(
+    model: Any, processor: Any, budget: Amount | None, method: str | None, most: int = 16, source: Path = QUESTIONS
+) -> Together:
+    """Answer the questions as one batch, whole and pruned in turn, after a round that warms up.
+
+    Raises:
+        BadInput: the list of questions cannot be read.
+    """
+    asked = questions(source)
+    images = [load_image(source.parent.parent / entry["image"]) for entry in asked]
+    inputs = on_device(model, build_inputs(processor, images, [entry["question"] for entry in asked]))
+    took: tuple[list[float], list[float]] = ([], [])
+    said: list[list[str]] = [[], []]
+    work = None
+    for _ in range(ROUNDS + 1):
+        whole, slow = timed(model, processor, inputs, most)
+        work = work or workload(adapt(model).shape, processor, inputs, new_tokens(inputs, whole).shape[1])
+        with prune(model, budget=budget, method=method, processor=processor, workload=work):
+            short, fast = timed(model, processor, inputs, most)
+        said = [processor.tokenizer.batch_decode(new_tokens(inputs, ids), skip_special_tokens=True) for ids in (whole, short)]
+        took[0].append(slow)
+        took[1].append(fast)
+    right = [sum(same(answer, entry["answer"]) for answer, entry in zip(side, asked, strict=True)) for side in said]
+    return Together(len(asked), *right, *(statistics.median(side[1:]) for side in took))
+
+
 def _writable(out: Path) -> None:
     try:
         out.mkdir(parents=True, exist_ok=True)
@@ -128,7 +187,7 @@ def totals(answers: list[Answer]) -> Totals:
     )
 
 
-def write_page(answers: list[Answer], out: Path, model: str) -> Path:
+def write_page(answers: list[Answer], out: Path, model: str, batch: Together | None = None) -> Path:
     """Write `index.html` into `out` and return its path."""
     sums = totals(answers)
     cards = [
@@ -149,8 +208,9 @@ def write_page(answers: list[Answer], out: Path, model: str) -> Path:
         (f"{sums.right_unpruned} of {sums.count}", "right with all tokens"),
         (f"{sums.right} of {sums.count}", "right with fewer tokens"),
         (f"{sums.flops_ratio:.0%}", "of the FLOPs"),
-        (f"{sums.seconds_unpruned / sums.seconds:.2f}x" if sums.seconds else "-", "as fast on this machine"),
+        (f"{sums.seconds_unpruned / sums.seconds:.2f}x" if sums.seconds else "-", "as fast on this machine, one by one"),
     ]
+    numbers += [] if batch is None else [(f"{batch.speedup:.2f}x", f"as fast as one batch of {batch.count}")]
     lead = f"{model}, method {method}: the same model answers with all visual tokens and with those that matter for the question."
     (out / "index.html").write_text(page("One model, fewer tokens", lead, numbers, cards), encoding="utf-8")
     return out / "index.html"

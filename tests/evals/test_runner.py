@@ -12,10 +12,10 @@ import torch
 from atp.adapters import adapt
 from atp.budget.calibration import fingerprint
 from atp.engine import prune
-from atp.evals.calibrating import calibrate_model
 from atp.evals.items import scene_items
 from atp.evals.runner import Result, evaluate, prepared
 from atp.evals.table import majority, markdown, measure, merged
+from atp.fitting import fit_counts
 from atp.plan import Plan, Site, Step
 
 
@@ -98,8 +98,8 @@ def test_the_table_pairs_every_method_with_the_unpruned_model(small) -> None:
 
 def test_calibration_meets_the_budget_on_its_own_items_and_is_loaded(small, tmp_path: Path) -> None:
     model, processor = small
-    shape = adapt(model).shape
-    found = calibrate_model(model, processor, ITEMS, shape, (0.7, 0.85), batch=6)
+    asked = [item.image for item in ITEMS], [item.question for item in ITEMS]
+    found = fit_counts(model, processor, *asked, (0.7, 0.85), batch=6)
     assert found.fingerprint.matches(fingerprint(model.named_parameters()))
     found.save(tmp_path / "atp_calibration.json")
     batches = prepared(processor, ITEMS, 6)

@@ -13,10 +13,10 @@ from atp.adapters import adapt
 from atp.budget.cost import Workload
 from atp.budget.solve import solve
 from atp.demo import answer_all
-from atp.evals.calibrating import calibrate_model
 from atp.evals.items import scene_items
 from atp.evals.runner import evaluate, prepared, workload_of
 from atp.explain import story
+from atp.fitting import fit_counts
 from atp.plan import Site
 
 ITEMS = list(scene_items(2, size=64))
@@ -48,8 +48,9 @@ def test_the_demo_draws_patches_only_and_names_what_each_stack_kept(name: str, e
 
 def test_items_are_scored_and_calibrated_beside_the_weights(name: str, exported: tuple[Any, Any], tmp_path: Path) -> None:
     model, processor = exported
-    shape, sites = adapt(model).shape, (Site("vision", 2), Site("language", 2))
-    found = calibrate_model(model, processor, ITEMS, shape, (0.7,), sites=sites, batch=1)
+    sites, items = (Site("vision", 2), Site("language", 2)), ITEMS * 4
+    asked = [item.image for item in items], [item.question for item in items]
+    found = fit_counts(model, processor, *asked, (0.7,), sites=sites, batch=1)
     assert found.workload == workload_of(model, processor, ITEMS)
     assert found.workload.text < 25, "the image's own tokens are no text"
     found.save(tmp_path / "model" / "atp_calibration.json")

@@ -57,7 +57,8 @@ def prune(
             per language layer), "250 ms" (to the first token, measured on this device), "24 MB" (keys and values of the prompt).
         method: registered name, `"atp"` if nothing else decides.
         plan: a `Plan`, or a file written by `Plan.save`; excludes `budget` and `calibration`.
-        calibration: a `Calibration` or its file gives the plan of that budget, a `Certificate` (of `atp calibrate`) its own.
+        calibration: a `Calibration` or its file gives the plan of that budget, a `Certificate` (of `atp calibrate`) its own;
+            "adaptive": counts per input, fitted to this checkpoint (`atp fit-counts`).
         processor: the model's processor; from it come the ids of the chat template, which ask no question, and those of
             numbers and negations, which never leave.
         strict: raise instead of warning where nothing was pruned.

@@ -58,7 +58,7 @@ def decide(
                 f"plan is an atp.Plan or the path of one, got {type(plan).__name__}; e.g. plan=Plan.load('plan.yaml')"
             )
         return with_options(given, method, options)
-    table = None if calibration is None else tables.read(calibration)
+    table = None if calibration is None else tables.read(calibration, adapter)
     if isinstance(table, Certificate):
         asked = None if budget is None else Budget.parse(budget)
         return with_options(tables.certified(adapter, table, asked, options), method, {})

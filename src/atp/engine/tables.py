@@ -16,18 +16,29 @@ from atp.budget.price import Prices
 from atp.errors import InvalidPlan
 from atp.plan import Plan
 
-CALIBRATION = "atp_calibration.json"
+CALIBRATION, FITTED = "atp_calibration.json", "adaptive_calibration.json"
+OWN = "adaptive"
+"""Word for the counts per input that were fitted to a checkpoint and lie beside its weights, in `FITTED`."""
 DRIFT = 0.01
 """A calibration serves prompts and answers of other lengths as it is where its plan misses the budget by no larger part."""
 Table = Calibration | Certificate
 
 
-def read(given: Table | str | Path) -> Table:
-    """Return a calibration or certificate, read if it is a path.
+def read(given: Table | str | Path, adapter: Adapter) -> Table:
+    """Return a calibration or certificate, read if it is a path; "adaptive" is the one of the checkpoint's own folder.
 
     Raises:
-        InvalidPlan: it is neither.
+        InvalidPlan: it is neither, or the checkpoint has none.
     """
+    if given == OWN:
+        folder = _folder(adapter)
+        given = Path(folder) / FITTED
+        if not folder or not given.is_file():
+            raise InvalidPlan(
+                f"this checkpoint has no counts per input: {str(given)!r} is not there; fit them, no true answers are needed: "
+                f"atp fit-counts --model {folder or 'YOUR/MODEL'} --data FOLDER --task vqav2 --out {FITTED}, then "
+                f"atp.prune(model, calibration={FITTED!r})"
+            )
     table = load_table(given) if isinstance(given, (str, Path)) else given
     if not isinstance(table, (Calibration, Certificate)):
         raise InvalidPlan(f"calibration is a Calibration or the path of one, or a Certificate, got {type(given).__name__}")
@@ -77,7 +88,7 @@ def calibrated(adapter: Adapter, table: Calibration, amount: Budget, prices: Pri
 
 def own_calibration(adapter: Adapter, amount: Budget, prices: Prices, method: str, named: bool = False) -> Calibration | None:
     """Return the calibration in the model's own folder, if there is one that fits these weights, this budget and length."""
-    folder = str(getattr(getattr(adapter.model, "config", None), "_name_or_path", "") or "")
+    folder = _folder(adapter)
     path = Path(folder) / CALIBRATION
     if not folder or not path.is_file():
         return None
@@ -92,6 +103,10 @@ def own_calibration(adapter: Adapter, amount: Budget, prices: Prices, method: st
     low, high = table.reach
     share = share_for(table, amount, prices, named)
     return None if share is None or not low <= share <= high else table
+
+
+def _folder(adapter: Adapter) -> str:
+    return str(getattr(getattr(adapter.model, "config", None), "_name_or_path", "") or "")
 
 
 def share_for(table: Calibration, amount: Budget, prices: Prices, named: bool = False) -> float | None:

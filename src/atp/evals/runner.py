@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections import defaultdict
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -20,6 +19,7 @@ from atp.asking import build_inputs, new_tokens, words
 from atp.budget.cost import Workload
 from atp.engine import prune
 from atp.evals.items import Item
+from atp.fitting import batched
 
 MAX_NEW_TOKENS = 4
 
@@ -49,7 +49,7 @@ class Result:
 
 
 def prepared(processor: Any, items: Sequence[Item], batch: int, blank: bool = False) -> list[tuple[list[int], Any]]:
-    """Tokenize and batch items of equal length, so that no batch is padded.
+    """Tokenize and batch items of equal shapes, so that no batch is padded.
 
     Args:
         processor: of the model.
@@ -62,15 +62,7 @@ def prepared(processor: Any, items: Sequence[Item], batch: int, blank: bool = Fa
     """
     grey = Image.new("RGB", (224, 224), (128, 128, 128))
     rows = [build_inputs(processor, [grey if blank else item.image], [item.question]) for item in items]
-    by_length: dict[int, list[int]] = defaultdict(list)
-    for number, row in enumerate(rows):
-        by_length[row["input_ids"].shape[1]].append(number)
-    batches = []
-    for numbers in by_length.values():
-        for start in range(0, len(numbers), batch):
-            chosen = numbers[start : start + batch]
-            batches.append((chosen, {key: torch.cat([rows[n][key] for n in chosen]) for key in rows[chosen[0]]}))
-    return batches
+    return batched(rows, batch)
 
 
 def workload_of(model: Any, processor: Any, items: Sequence[Item]) -> Workload:

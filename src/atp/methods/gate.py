@@ -84,6 +84,10 @@ class Gate(Method):
         """Return whether this is the tower and the file leaves it to merging."""
         return stack == "vision" and not any(site.startswith("vision") for site in self.header.sites)
 
+    def embedded(self, stack: str) -> bool:
+        """Return whether patches merge, which those of like embeddings do before the first layer."""
+        return self.merges(stack)
+
     def weighs(self, stack: str) -> bool:
         """Return whether patches merge, and merged ones count for what they stand for."""
         return self.merges("vision")
@@ -94,7 +98,8 @@ class Gate(Method):
 
     def default_sites(self, shape: ModelShape) -> tuple[Site, ...]:
         """Return the sites that the file has modules for, and before them those where `atp` merges."""
-        tower = {max(1, round(shape.vision.layers * part / 6)) for part in (1, 2, 3, 4)} if self.merges("vision") else set()
+        depths = (0, 1, 2, 3) if self.merges("vision") else ()
+        tower = {max(min(part, 1), round(shape.vision.layers * part / 6)) for part in depths}
         return (*(Site("vision", at) for at in sorted(tower) if at < shape.vision.layers), *self.header.places())
 
     def score(self, tokens: Tokens) -> Tensor:
@@ -105,6 +110,8 @@ class Gate(Method):
         """
         header, modules = self._read
         site = f"{tokens.stack}:{tokens.layer}"
+        if self.merges(tokens.stack) and not tokens.rows:
+            return torch.ones_like(tokens.alive, dtype=torch.float32)
         if self.merges(tokens.stack):
             return relative(class_attention(tokens), tokens.alive)
         if site not in modules:

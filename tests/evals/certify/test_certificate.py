@@ -151,6 +151,11 @@ def test_scenes_are_drawn_with_seeds_of_their_own(made: Made, tmp_path: Path, mo
     found = made(tmp_path / "a", task="scenes", data="", items=3, seed=2, budgets=(0.8,))
     assert found.items == 3
     assert drawn == [range(10_200_000, 10_200_003)]
+    made(tmp_path / "a", task="scenes", data="", items=3, seed=2, budgets=(0.8,))
+    assert len(drawn) == 1, "the same call goes on with the scenes that are there"
+    with pytest.raises(BadInput, match=r"limit: 3 -> 5"):
+        made(tmp_path / "a", task="scenes", data="", items=5, seed=2, budgets=(0.8,))
+    assert drawn[1:] == [range(10_200_000, 10_200_005)]
 
 
 def test_budgets_out_of_reach_are_no_part_of_the_grid(made: Made, tmp_path: Path) -> None:

@@ -182,10 +182,10 @@ def certify(wanted: Wanted, folder: Path, step: Callable[[str, int, int, bool], 
 
 
 def _scenes(wanted: Wanted, folder: Path) -> str:
-    """Draw scenes into `folder/data`, as many as there are items."""
-    data = folder / "data"
+    """Draw scenes into a folder of their own within `folder`, as many as there are items."""
+    data = folder / f"scenes-{wanted.split}-{wanted.seed}-{wanted.items}"
     if not data.is_dir():
-        made = folder / f"data.{os.getpid()}"
+        made = folder / f"{data.name}.{os.getpid()}"
         first = FIRST + APART * wanted.seed
         write(made, range(first, first + wanted.items), wanted.split)
         try:
