@@ -6,9 +6,9 @@ MODELS="${MODELS:-atp-mini-llava atp-mini-flamingo}"
 BUDGETS="${BUDGETS:-0.6,0.4}"
 ITEMS="${ITEMS:-150}" # questions that are pruned
 CURVE="${CURVE:-60}"  # questions a prompt that only the unpruned model is asked
-declare -A PRUNED=([atp-mini-llava]="examples:8 questions:12 captions:4" [atp-mini-flamingo]="shots:1 shots:2")
+declare -A PRUNED=([atp-mini-llava]="examples:8 questions:12 captions:4" [atp-mini-flamingo]="shots:2 shots:2:12 examples:8")
 declare -A WHOLE=([atp-mini-llava]="plain:0 examples:4 examples:24 captions:1 english:1 shots:1 shots:2"
-    [atp-mini-flamingo]="plain:0 examples:4")
+    [atp-mini-flamingo]="plain:0 shots:1 examples:4")
 [ "${DRY:-0}" = 1 ] && ITEMS=6 CURVE=4
 found=()
 asked() { # model, prompt, questions, budgets

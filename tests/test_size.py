@@ -11,7 +11,7 @@ import pytest
 ROOT = Path(__file__).parents[1] / "src" / "atp"
 FILES = sorted(ROOT.rglob("*.py"))
 CORE = ("engine", "adapters", "methods", "budget")  # folders; and the modules below
-SHARED = ("__init__", "base", "views", "scattered", "cache_layer", "controls", "architectures")
+SHARED = ("__init__", "base", "stacks", "views", "scattered", "cache_layer", "controls", "architectures")
 CORE_MODULES = ("errors", "plan", "tokens", "subset", "rows", "fusion", "cache", "registry", "__init__")
 
 
@@ -45,7 +45,8 @@ PLUGINS = [p for p in FILES if p.parent.name in ("adapters", "methods") and p.st
 
 def test_core_and_package() -> None:
     core = [p for p in FILES if p.relative_to(ROOT).parts[0] in CORE or (p.parent == ROOT and p.stem in CORE_MODULES)]
-    assert sum(code(p) for p in core if p not in PLUGINS) <= 6_000  # 4,500 until text and tiles left
+    # 4,500 until text and tiles left, 5,800 until operators were spared and text left across
+    assert sum(code(p) for p in core if p not in PLUGINS) <= 6_000
     assert sum(code(p) for p in FILES if p not in PLUGINS) <= 16_000  # 15,000 until chats, kernels and equal lengths
 
 

@@ -111,8 +111,10 @@ def workload(shape: ModelShape, processor: Any, inputs: dict[str, Tensor], answe
         answer: tokens generated.
     """
     said = text_places(shape, processor, inputs)
-    visual = 0 if shape.cross is not None else int((inputs["input_ids"] == _image_id(processor)).sum())
-    images = max(1, round(visual / len(said) / shape.visual))
+    if shape.cross is not None:  # images that fill up a prompt's row run too
+        images = inputs["pixel_values"].shape[1] if "pixel_values" in inputs else 1
+    else:
+        images = max(1, round(int((inputs["input_ids"] == _image_id(processor)).sum()) / len(said) / shape.visual))
     return Workload(images=images, text=round(int(said.sum()) / len(said)), answer=max(1, answer))
 
 

@@ -117,3 +117,30 @@ def test_real_prompts_of_a_shipped_model_meet_it_with_what_is_protected() -> Non
         assert 0.495 <= run.report().ratio <= 0.5
         kept = {text[rank] for rank in run.trace.last("text")[0].kept[0].tolist()}
         assert {text[0], *text[-32:], *meant} <= kept
+
+
+def test_few_shot_prompts_of_the_shipped_flamingo_meet_it_and_keep_their_pictures() -> None:
+    model, processor = atp.load("atp-mini-flamingo")
+    pictures = [Image.new("RGB", (64, 64), color) for color in ("red", "blue", "green")]
+    asks = ("is the cup to the right of the vase ?", "are there no dogs ?", "what is the color of the highest cat ?")
+    turns = [part for ask, picture in zip(asks, pictures, strict=True) for part in ("USER:", picture, f"{ask}ASSISTANT:cat</s>")]
+    batch = dict(processor(text=[[*turns[:-1], "how many cups are there ?ASSISTANT:"]], return_tensors="pt"))
+    work = atp.workload_of(model, processor, batch, answer=2, text_tail=8)
+    words = processor.tokenizer.convert_ids_to_tokens(batch["input_ids"][0].tolist())
+    meant = {at for at, word in enumerate(words) if word in ("no", "<s>", "</s>", "<image>", "<fake_token_around_image>")}
+    assert (work.images, work.text) == (3, len(words))
+    assert work.protected is not None
+    assert work.protected < len(words) - 12
+    for share in (0.7, 0.0):
+        with (
+            torch.no_grad(),
+            prune(model, budget=0.5, text=share, text_tail=8, processor=processor, workload=work) as run,
+            FlopCounterMode(display=False) as counter,
+            sdpa_kernel(SDPBackend.MATH),
+        ):
+            model.generate(**batch, max_new_tokens=2, min_new_tokens=2, do_sample=False)
+        assert run.report().flops.total == pytest.approx(counter.get_total_flops(), rel=1e-3)
+        kept = set(run.trace.last("text")[0].kept[0].tolist())
+        assert {0, *range(len(words) - 8, len(words)), *meant} <= kept
+        assert len(kept) == max(round(share * len(words)), work.protected)
+        assert 0.485 <= run.report().ratio <= 0.5

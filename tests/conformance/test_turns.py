@@ -13,7 +13,6 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 import tiny
-from atp.adapters import adapt
 from atp.engine import prune
 from atp.engine.run import Run
 from atp.errors import InvalidPlan, UnsupportedModel
@@ -64,8 +63,6 @@ def two_turns(family: Any, model: Any, inputs: Any, whole: Any, more: Tensor) ->
 @pytest.mark.parametrize("kind", ["dropped", "merged", "text"])
 def test_it_is_a_fresh_prefill_or_is_refused(name: str, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     family, model = SERVED[name], model_of(name)
-    if kind == "text" and adapt(model).shape.cross is not None:
-        pytest.skip("refused: text does not leave")
     inputs = family.inputs(model)
     whole, more = conversation(family, inputs)
     plan, options = (text_plan_of(model) if kind == "text" else plan_of(model, "atp")), {"text_tail": 8}

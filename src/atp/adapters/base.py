@@ -17,93 +17,12 @@ from atp.adapters.calls import Prompt as Prompt
 from atp.adapters.calls import Source as Source
 from atp.adapters.calls import additive as additive
 from atp.adapters.calls import named as named
+from atp.adapters.stacks import CrossView as CrossView
+from atp.adapters.stacks import OwnView as OwnView
+from atp.adapters.stacks import StackView as StackView
 from atp.budget.shape import ModelShape
 from atp.cache import SubsetStore
 from atp.subset import Subset
-
-
-class StackView(ABC):
-    """One list of equal layers, as the engine runs it.
-
-    Attributes:
-        name: "vision" or "language".
-        layers: the modules, in order.
-        head_dim, scaling: of the attention.
-        causal: whether a missing mask means a causal one.
-        prefix: tokens at the start of the sequence that never leave.
-        first: the first site that has a layer whose rows it can read.
-        maskable: whether layers take a mask; where they do not, all inputs of a batch keep the same count.
-        softcap: bound that a tanh puts on the attention's logits, None = none.
-    """
-
-    name: str
-    layers: Sequence[nn.Module]
-    head_dim: int
-    heads: int
-    scaling: float
-    causal: bool
-    prefix: int
-    first: int = 1
-    maskable: bool = True
-    softcap: float | None = None
-
-    @property
-    @abstractmethod
-    def additive_masks(self) -> bool:
-        """Whether the attention in use adds its mask (eager) instead of reading a bool one."""
-
-    @abstractmethod
-    def read(self, args: Args, kwargs: Kwargs) -> LayerCall:
-        """Return what a layer was called with."""
-
-    @abstractmethod
-    def write(self, args: Args, kwargs: Kwargs, call: LayerCall) -> tuple[Args, Kwargs]:
-        """Return the layer's arguments with those of `call` in their place."""
-
-    @abstractmethod
-    def projections(self, layer: int) -> tuple[nn.Module, nn.Module]:
-        """Return the modules whose outputs are the layer's queries and keys, before rotary phases."""
-
-    def before(self, site: int) -> int | None:
-        """Return the index of the layer whose rows a site reads, None where there is none."""
-        return site - 1 if site else None
-
-    def projected(self, which: str, output: Tensor) -> Tensor:
-        """Return the `queries` or `keys` `[B, T, H * d]` in the output of their projection."""
-        return output
-
-    def states(self, output: Any) -> Tensor:
-        """Return the hidden states `[B, K, D]` in a layer's output."""
-        states: Tensor = output[0] if isinstance(output, tuple) else output
-        return states
-
-    def restated(self, output: Any, states: Tensor) -> Any:
-        """Return a layer's output with other hidden states."""
-        return (states, *output[1:]) if isinstance(output, tuple) else states
-
-
-class CrossView(StackView):
-    """Cross-attention layers whose keys are the visual tokens: the sequence that `read` and `write` cut is that of the keys.
-
-    `LayerCall.hidden` is `[B, C, E]`, the images of a prompt one after the other, of width 0 where they come from a cache.
-
-    Attributes:
-        places: the language layer at whose input each of `layers` stands; sites are counted in those.
-        cached: whether keys are projected with the prompt only, and stored.
-        lone: whether a prompt none of whose rows may look at an image looks at all of them nevertheless.
-    """
-
-    places: tuple[int, ...]
-    cached: bool = False
-    lone: bool = False
-
-    @abstractmethod
-    def sees(self, args: Args, kwargs: Kwargs) -> Tensor:
-        """Return `[B, T, C]` bool, the visual tokens that a row may look at; none for a row that is given no image."""
-
-    def before(self, site: int) -> int | None:
-        found = [index for index, place in enumerate(self.places) if place < site]
-        return found[-1] if found else None
 
 
 class Adapter(ABC):
@@ -125,6 +44,7 @@ class Adapter(ABC):
         connects: what patches are to the connector. `rows`: each passes alone, so dead ones stay out; `grid`: it wants all;
             `keys`: they are looked at by queries of its own, so dead ones are no keys and visual tokens stand for no patch.
         reader: the decoder that looks at the language model's output as keys, where that is an encoder; else None.
+        own: the language model's own layers, where `language` are cross-attention layers: text leaves there; else None.
         top, base, tower, connector, text: modules whose calls the engine watches: the model with its head, the model that
             joins images and text, the vision tower, the connector, the language model without head.
     """
@@ -144,6 +64,7 @@ class Adapter(ABC):
     shape: ModelShape
     vision: StackView
     language: StackView
+    own: OwnView | None = None
     grid: tuple[int, int]
     top: nn.Module
     base: nn.Module
@@ -275,6 +196,10 @@ class Adapter(ABC):
         """Return the cache that the language model was called with, or made; None where there is none."""
         found = kwargs.get("past_key_values")
         return getattr(output, "past_key_values", None) if found is None else found
+
+    def marks(self) -> frozenset[int]:
+        """Return special ids that `template_ids` of no processor leaves out, though text must not lose them."""
+        return frozenset()
 
     @abstractmethod
     def tag(self, output: Any, value: object) -> None:

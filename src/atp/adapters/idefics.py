@@ -1,7 +1,8 @@
 """IDEFICS, the open Flamingo: a CLIP tower, a perceiver resampler, gated cross-attention layers over its latents between Llama's.
 
 Facts of transformers 5.20 - 5.23 used here: the pixels of a prompt are `[B, images, C, H, W]`, images that fill up a row are
-never looked at; latents come back to every decoded token, which projects keys and values of all of them again.
+never looked at; latents come back to every decoded token, which projects keys and values of all of them again. A row that may
+look at no image passes its cross-attention layer's gate with nothing.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from torch import Tensor, nn
 from atp.adapters.base import Args, CrossView, Images, Kwargs, LayerCall, Prompt, named
 from atp.adapters.llava import equal_images
 from atp.adapters.scattered import Scattered, check_attention, check_devices, live_tokens, tower_shape
-from atp.adapters.views import BlindTower, Stack
+from atp.adapters.views import BlindTower, OwnDecoder, Positioned, Stack
 from atp.budget.shape import CrossShape, ModelShape, StackShape
 from atp.errors import UnsupportedModel
 from atp.subset import Subset, gather
@@ -32,6 +33,8 @@ class Idefics(Scattered):
         "the resampler takes no mask, so all images of a batch keep the same count in the tower",
         "keys and values of the latents are projected once a prompt, where the model alone projects them for every token",
         "later turns look at the images of the first: a new image needs a new cache",
+        "text is rated by the question alone: visual tokens attend to none",
+        "the tokens that stand for an image stay where they lie behind the vocabulary, or a processor names them",
     )
 
     def __init__(self, model: nn.Module) -> None:
@@ -64,6 +67,7 @@ class Idefics(Scattered):
         self.vision = BlindTower(tower.config, tower.encoder.layers, self.shape.vision, self.shape.prefix)
         assert self.shape.cross is not None
         self.language = Gated(self.config, text.gated_cross_attn_layers, self.shape.cross)
+        self.own = Turned(self.config, text.layers, self.shape.language, tuple(range(self.shape.language.layers)))
 
     def images(self, args: Args, kwargs: Kwargs) -> Images:
         pixels: Tensor = named(kwargs, args, "pixel_values", 0)
@@ -95,6 +99,10 @@ class Idefics(Scattered):
         cached = kwargs.get("use_cache") is not False
         return Prompt(ids, torch.zeros_like(ids, dtype=torch.bool), live, candidates, cached, None)
 
+    def marks(self) -> frozenset[int]:
+        first = self.config.vocab_size  # an image's token and what is around it; elsewhere a processor names them
+        return frozenset(range(first, first + self.config.additional_vocab_size))
+
     def tag(self, output: Any, value: object) -> None:
         """Nothing travels: latents, not patches, reach the language model."""
 
@@ -121,6 +129,14 @@ class Gated(CrossView, Stack):
         rest = {name: value for name, value in kwargs.items() if name != "image_hidden_states"}
         return (*args[:2], call.hidden, *args[3:]), dict(rest, image_attention_mask=call.mask)
 
+    def text(self, args: Args, kwargs: Kwargs) -> Tensor:
+        states: Tensor = named(kwargs, args, "hidden_states", 0)
+        return states
+
+    def write_text(self, args: Args, kwargs: Kwargs, states: Tensor, subset: Subset) -> tuple[Args, Kwargs]:
+        rest = {name: value for name, value in kwargs.items() if name != "hidden_states"}
+        return (states, *args[1:]), dict(rest, cross_attention_gate=gather(kwargs["cross_attention_gate"], subset))
+
     def sees(self, args: Args, kwargs: Kwargs) -> Tensor:
         mask = self.read(args, kwargs).mask
         assert mask is not None
@@ -134,6 +150,15 @@ class Gated(CrossView, Stack):
 
     def projected(self, which: str, output: Tensor) -> Tensor:
         return output.transpose(1, 2).flatten(-2) if output.dim() == 4 else output  # norms give [B, H, T, d]
+
+
+class Turned(Positioned, OwnDecoder):
+    """The layers between them, whose attention turns positions into phases itself."""
+
+    def phases(self, layer: int, call: LayerCall) -> tuple[Tensor, Tensor] | None:
+        attention: Any = getattr(self.layers[layer], self.attention)
+        cos, sin = attention.rotary_emb(call.hidden, call.positions)
+        return cos, sin
 
 
 def resampler_flops(config: Any) -> tuple[float, float]:

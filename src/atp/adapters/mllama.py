@@ -17,9 +17,10 @@ from torch import Tensor
 from atp.adapters import cache_layer as caches
 from atp.adapters.base import Args, CrossView, Images, Kwargs, LayerCall, Prompt, named
 from atp.adapters.scattered import Scattered, live_tokens, text_shape
-from atp.adapters.views import Stack, Tower
+from atp.adapters.views import OwnDecoder, Stack, Tower
 from atp.budget.shape import CrossShape, ModelShape, StackShape
 from atp.errors import UnsupportedModel
+from atp.subset import Subset, gather
 
 
 class Mllama(Scattered):
@@ -31,6 +32,7 @@ class Mllama(Scattered):
         "class tokens and padding of the tower never leave it",
         "keys that no row is given (black tiles) leave with the first ones that do",
         "later turns look at the images of the first: a new image needs a new cache",
+        "text is rated by the question alone: visual tokens attend to none",
     )
 
     def build(self) -> None:
@@ -43,6 +45,8 @@ class Mllama(Scattered):
         self.vision = Tower(tower.config, layers, self.shape.vision, self.shape.prefix)
         assert self.shape.cross is not None
         self.language = Crossing(text.config, text.layers, self.shape.cross)
+        places = tuple(number for number in range(self.shape.language.layers) if number not in self.shape.cross.places)
+        self.own = OwnDecoder(text.config, [text.layers[place] for place in places], self.shape.language, places)
 
     def images(self, args: Args, kwargs: Kwargs) -> Images:
         pixels: Tensor = named(kwargs, args, "pixel_values", 0)
@@ -83,8 +87,8 @@ class Mllama(Scattered):
         """Nothing travels: images are encoded in the forward that reads them."""
 
     def map_states(self, output: Any, change: Callable[[Tensor], Tensor]) -> Any:
-        """Change nothing: layers give back their full length, and the tower collects their outputs itself."""
-        return output
+        """Change the language model's states only: the tower collects those of its layers itself."""
+        return super().map_states(output, change) if hasattr(output, "past_key_values") else output
 
 
 class Crossing(CrossView, Stack):
@@ -108,6 +112,15 @@ class Crossing(CrossView, Stack):
         if kwargs["cross_attention_states"] is not None:
             changed["cross_attention_states"] = call.hidden
         return args, changed
+
+    def text(self, args: Args, kwargs: Kwargs) -> Tensor:
+        states: Tensor = named(kwargs, args, "hidden_states", 0)
+        return states
+
+    def write_text(self, args: Args, kwargs: Kwargs, states: Tensor, subset: Subset) -> tuple[Args, Kwargs]:
+        name = "full_text_row_masked_out_mask"
+        rest = {key: value for key, value in kwargs.items() if key != "hidden_states"}
+        return (states, *args[1:]), {**rest, name: gather(kwargs[name][:, 0], subset).unsqueeze(1)}
 
     def sees(self, args: Args, kwargs: Kwargs) -> Tensor:
         mask, given = kwargs["cross_attention_mask"], kwargs["full_text_row_masked_out_mask"]

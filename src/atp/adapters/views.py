@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from atp.adapters.base import Args, Kwargs, LayerCall, StackView, named
+from atp.adapters.base import Args, Kwargs, LayerCall, OwnView, StackView, named
 from atp.budget.shape import StackShape
 
 
@@ -94,3 +94,18 @@ class Positioned(Decoder):
     def write(self, args: Args, kwargs: Kwargs, call: LayerCall) -> tuple[Args, Kwargs]:
         args, changed = super().write(args, kwargs, call)
         return args, dict(changed, position_ids=call.positions)
+
+
+class OwnDecoder(OwnView, Decoder):
+    """The plain layers of a decoder whose other layers look at images across.
+
+    Args:
+        config: of the decoder.
+        layers: these layers only.
+        sizes: of all layers of the language model.
+        places: their numbers in it.
+    """
+
+    def __init__(self, config: Any, layers: Sequence[nn.Module], sizes: StackShape, places: tuple[int, ...]) -> None:
+        super().__init__(config, layers, sizes)
+        self.places, self.first = places, places[0] + 1

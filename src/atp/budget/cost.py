@@ -104,7 +104,7 @@ def count(shape: ModelShape, workload: Workload, lengths: Lengths | None = None,
         bridge += shape.query_flops + shape.key_flops * (lengths.vision[-1] if lengths.vision else whole_tower)
     head = 2.0 * shape.language.hidden * shape.vocab
     steps = workload.answer - 1
-    prefill, decode = language_flops(shape, workload.text, lengths.language, steps, lengths.recalled)
+    prefill, decode = language_flops(shape, lengths.texts(workload), lengths.language, steps, lengths.recalled)
     return Flops(
         vision=workload.images * tower,
         connector=workload.images * bridge,
@@ -236,7 +236,7 @@ def equivalent_tokens(lengths: Lengths, workload: Workload) -> float:
 def cache_bytes(shape: ModelShape, workload: Workload, lengths: Lengths | None = None, value_bytes: int = 2) -> float:
     """Bytes of keys and values stored after the last decode step, over all language layers (bf16 by default)."""
     lengths = unpruned(shape, workload) if lengths is None else lengths
-    rows = stored_rows(shape, workload.text, lengths.language, workload.answer - 1)
+    rows = stored_rows(shape, lengths.texts(workload), lengths.language, workload.answer - 1)
     return 2.0 * rows * shape.language.kv_heads * shape.language.head_dim * value_bytes
 
 

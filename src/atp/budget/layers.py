@@ -42,13 +42,13 @@ def decoder_flops(stack: StackShape, tokens: float, keys: float) -> float:
 
 
 def language_flops(
-    shape: ModelShape, text: float, lengths: Sequence[float], steps: float, recalled: float = 0.0
+    shape: ModelShape, texts: Sequence[float], lengths: Sequence[float], steps: float, recalled: float = 0.0
 ) -> tuple[float, float]:
     """FLOPs of the prefill and of `steps` decoded tokens, without the output matrix.
 
     Args:
         shape: sizes of the model.
-        text: text tokens of the prompt.
+        texts: text tokens at each layer.
         lengths: visual and text tokens at each layer.
         steps: decoded tokens.
         recalled: share of the keys that decoded tokens need not project again.
@@ -60,7 +60,7 @@ def language_flops(
         return encoded + first, decoder_flops(shape.decoder, steps + 1, lengths[-1]) - first
     later = steps * (steps + 1) / 2  # sum of the decoded tokens that step 1, 2, ... sees, itself included
     prefill = decode = 0.0
-    for layer, ran in enumerate(lengths):
+    for layer, (ran, text) in enumerate(zip(lengths, texts, strict=True)):
         rows = ran if cross is None else text
         if cross is not None and layer in cross.places:
             keys = ran - text
@@ -75,12 +75,12 @@ def language_flops(
     return prefill, decode
 
 
-def stored_rows(shape: ModelShape, text: float, lengths: Sequence[float], steps: float) -> float:
+def stored_rows(shape: ModelShape, texts: Sequence[float], lengths: Sequence[float], steps: float) -> float:
     """Keys stored after `steps` decoded tokens, summed over the layers, in keys of a plain layer."""
     cross, total = shape.cross, 0.0
     if shape.decoder is not None:
         return shape.decoder.layers * (lengths[-1] + steps + 1)
-    for layer, ran in enumerate(lengths):
+    for layer, (ran, text) in enumerate(zip(lengths, texts, strict=True)):
         if cross is None:
             total += ran + steps
             continue

@@ -170,7 +170,9 @@ def _install(run: Run, handles: list[Any]) -> None:
         handles.append(module.register_forward_hook(hook, prepend=True, **options))
 
     watched = {view.name: _watched(run, view) for view in adapter.views}
-    before(adapter.base, Standing(adapter, [(view, layer) for view in adapter.views for layer in watched[view.name]]))
+    own = [adapter.own] if adapter.own is not None and "text" in run.method.kinds and run.steps("language") else []
+    lines = [(view, layer) for view in own for layer in _watched(run, view)]
+    before(adapter.base, Standing(adapter, [*((view, one) for view in adapter.views for one in watched[view.name]), *lines]))
     for module, listener in adapter.listeners():
         before(module, listener)
     before(adapter.top, run.enter_top)
@@ -194,6 +196,9 @@ def _install(run: Run, handles: list[Any]) -> None:
             continue
         for index, layer in enumerate(view.layers):
             _hook_layer(run, view, index, layer, index in watched[view.name], before, after)
+    for view in own:
+        for index, layer in enumerate(view.layers):
+            _hook_layer(run, view, index, layer, (view, index) in lines, before, after)
 
 
 def _watched(run: Run, view: StackView) -> list[int]:

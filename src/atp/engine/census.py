@@ -186,13 +186,15 @@ class Crossing:
 
     Attributes:
         started, counts: keys at the beginning and now.
-        other_counts: rows of text.
+        other_counts: rows of text at the beginning.
+        lines: the rows of text, where some may leave; None = all run.
         history: counts after each layer's site.
     """
 
     started: list[int]
     counts: list[int]
     other_counts: list[int]
+    lines: Census | None = None
     history: dict[int, list[int]] = field(default_factory=dict)
 
     @property
@@ -202,12 +204,12 @@ class Crossing:
 
     def text_lengths(self, layers: int) -> list[list[int]]:
         """Return for each prompt the rows of text at each layer."""
-        return [[count] * layers for count in self.other_counts]
+        return [[count] * layers for count in self.other_counts] if self.lines is None else self.lines.text_lengths(layers)
 
     def lengths(self, layers: int) -> list[tuple[int, ...]]:
         """Return for each prompt the keys and rows of text at each layer."""
-        own = alive_by_layer(self.started, self.history, layers)
-        return [tuple(n + text for n in row) for row, text in zip(own, self.other_counts, strict=True)]
+        pairs = zip(alive_by_layer(self.started, self.history, layers), self.text_lengths(layers), strict=True)
+        return [tuple(a + b for a, b in zip(*pair, strict=True)) for pair in pairs]
 
 
 def alive_by_layer(started: list[int], history: dict[int, list[int]], layers: int) -> list[list[int]]:

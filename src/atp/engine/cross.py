@@ -1,8 +1,8 @@
 """One forward through cross-attention layers whose keys are the visual tokens. Part of the engine.
 
-The rows of text all run. What leaves are keys: they and their columns of the mask are cut before the layer is called. Every image
-of a prompt is chosen from by itself, by the rows of text that look at it, and keeps at least one key, so that no row is left
-with nothing to look at. The choice is made when a sequence begins and remembered beside its cache.
+Keys leave: they and their columns of the mask are cut before the layer is called. Every image of a prompt is chosen from by
+itself, by the rows of text that look at it, and keeps at least one key, so that no row is left with nothing to look at. The
+choice is made when a sequence begins and remembered beside its cache. Rows of text leave as `LinePass` says.
 """
 
 from __future__ import annotations
@@ -15,43 +15,20 @@ import torch
 from torch import Tensor
 
 from atp.adapters.base import Adapter, Args, CrossView, Kwargs, LayerCall, Prompt
-from atp.engine.attention import VISUAL_RATERS, Attention, Capture
 from atp.engine.census import Census, Crossing, TowerPass
 from atp.engine.choice import Chooser
 from atp.engine.facts import Place
+from atp.engine.lines import LinePass
+from atp.engine.looks import CrossCapture
 from atp.engine.recall import Memory
+from atp.engine.words import Guard
 from atp.errors import UnsupportedModel
 from atp.plan import Step
-from atp.rows import spread
 from atp.subset import Subset, build, close, cut_mask, repeat
 from atp.tokens import Record, Trace
 
 MARK = "_atp_crossing"
 """Attribute of a cache: the subset of each cross-attention layer."""
-
-
-class CrossAttention(Attention):
-    """Rows of text over the keys of one image: both are numbered from 0."""
-
-    def last(self) -> Tensor:
-        live = self.prompt(self.census.others)
-        number = torch.arange(live.shape[1], device=live.device)
-        return (live * (number + 1)).amax(1, keepdim=True).sub(1).clamp(min=0)
-
-    def question(self, template: frozenset[int]) -> Tensor:
-        return self.untold(self.prompt(self.census.others), template)
-
-    def raters(self, kind: str, template: frozenset[int]) -> tuple[Tensor, Tensor]:
-        if kind == "visual":  # keys ask nothing: all the text that looks at the image stands in
-            return spread(self.prompt(self.census.others), VISUAL_RATERS)
-        return super().raters(kind, template)
-
-
-class CrossCapture(Capture):
-    """What a cross-attention layer projected, image by image."""
-
-    def attention(self, view: Any, census: Census) -> CrossAttention:
-        return CrossAttention(view, census, self)
 
 
 class CrossPass:
@@ -67,6 +44,7 @@ class CrossPass:
         cache: of the call, or None.
         extent: batch and length of the call.
         memory: of the run.
+        guard: text that never leaves; None = no text leaves.
         tower: what the tower left of the images, where its patches are the keys; None = all.
     """
 
@@ -81,16 +59,18 @@ class CrossPass:
         cache: Any,
         extent: tuple[int, int],
         memory: Memory,
+        guard: Guard | None = None,
         tower: TowerPass | None = None,
     ) -> None:
         self.adapter, self.view, self.prompt = adapter, view, prompt
+        assert adapter.own is not None, "what looks at images across stands among layers of its own"
+        self.lines = LinePass(adapter, adapter.own, prompt, steps, chooser, forward, guard)
         self.chooser, self.forward, self.tower = chooser, forward, tower
         self.extent, self.memory = extent, memory
         if prompt is not None:
             memory.cuts.clear()
         self.due = sorted(steps.items())
         self.records: list[Record] = []
-        self.texts: tuple[Record, ...] = ()
         self.began = False
         self.census: Crossing | None = None
         self.images: Census | None = None
@@ -99,7 +79,7 @@ class CrossPass:
         self.capture: CrossCapture | None = None
         self.armed = False
         self.chosen: list[Subset | None] = list(getattr(cache, MARK, ())) if prompt is None else []
-        self._mask: tuple[Any, Any, Tensor] | None = None
+        self._mask: tuple[Any, Any, Any, Tensor] | None = None
 
     def enter(self, index: int, args: Args, kwargs: Kwargs, watched: bool) -> tuple[Args, Kwargs] | None:
         """Return what the layer shall be called with; None = as it is."""
@@ -112,14 +92,29 @@ class CrossPass:
         else:
             self._decide(self.view.places[index], call)
             self.chosen.append(self.subset)
+            self.lines.reach(self.view.places[index], self.view.text(args, kwargs))
         self.armed = watched and self.images is not None
         if self.armed:
-            self.capture = CrossCapture(self.subset, None, None, None)
-        if self.subset is not None:
-            return self.view.write(args, kwargs, self._cut(call, self.subset))
+            self._arm()
+        if self.subset is not None or self.lines.subset is not None:
+            args, kwargs = self.view.write(args, kwargs, self._cut(call))
+            lines = self.lines.subset
+            return (
+                (args, kwargs)
+                if lines is None
+                else self.view.write_text(args, kwargs, self.lines.take(self.view.text(args, kwargs)), lines)
+            )
         if self.view.cached or not call.hidden.is_inference():
             return None
         return self.view.write(args, kwargs, replace(call, hidden=self.memory.cut(call.hidden, None)))
+
+    def _arm(self) -> None:
+        """Watch the layer that comes; text that does not run in it rates no key."""
+        assert self.images is not None
+        self.capture, lines = CrossCapture(self.subset, None, None, None), self.lines.census
+        if self.lines.subset is not None and lines is not None:
+            images = self.images.alive.shape[0] // lines.others.shape[0]
+            self.images.others = self.images.others & lines.others.repeat_interleave(images, 0)
 
     def _start(self, prompt: Prompt, call: LayerCall, sees: Tensor) -> None:
         """Take the census: which key is looked at by whom, image by image; one device sync."""
@@ -136,7 +131,7 @@ class CrossPass:
         alive = looked & there
         counted = torch.cat([looked.sum(1), others.sum(1), alive.sum(1), text]).tolist()
         started, asking, counts = (counted[part * batch * images : (part + 1) * batch * images] for part in range(3))
-        self.census = Crossing([columns] * batch, [columns] * batch, counted[-batch:])
+        self.census = Crossing([columns] * batch, [columns] * batch, counted[-batch:], self.lines.census)
         self.stays = (alone & self.view.lone).unsqueeze(1) & there.view(batch, columns)
         number = torch.arange(size, device=device).expand(batch * images, -1)
         self.images = Census(
@@ -209,19 +204,23 @@ class CrossPass:
         self.chosen[index] = repeat(subset, batch // kept)
         return self.chosen[index]
 
-    def _cut(self, call: LayerCall, subset: Subset) -> LayerCall:
-        """Return the call on the keys that are left."""
-        mask = call.mask
+    def _cut(self, call: LayerCall) -> LayerCall:
+        """Return the call on the keys that are left, its mask cut to the rows of text too."""
+        mask, keys, lines = call.mask, self.subset, self.lines.subset
         assert mask is not None, "cross-attention layers that are pruned have a mask"
-        if self._mask is None or self._mask[0] is not mask or self._mask[1] is not subset:
-            cut = cut_mask(mask, None, subset.rows, mask.shape[-1])
-            self._mask = (mask, subset, cut if subset.valid is None else close(cut, subset.valid))
-        keys = self.memory.cut(call.hidden, subset) if call.hidden.shape[2] else call.hidden
-        return LayerCall(keys, self._mask[2], None, call.cache)
+        if self._mask is None or any(a is not b for a, b in zip(self._mask, (mask, keys, lines), strict=False)):
+            rows, columns = (None if part is None else part.rows for part in (lines, keys))
+            cut = cut_mask(mask, rows, columns, mask.shape[-1])
+            self._mask = (mask, keys, lines, cut if keys is None or keys.valid is None else close(cut, keys.valid))
+        states, bare = call.hidden, keys is None and (self.view.cached or not call.hidden.is_inference())
+        return LayerCall(
+            states if bare or not states.shape[2] else self.memory.cut(states, keys), self._mask[3], None, call.cache
+        )
 
     def leave(self, output: Any) -> Any:
-        """Nothing to write back: all rows ran."""
+        """Return the layer's output at full length; None = as it is."""
         self.armed = False
+        return None if self.lines.full is None else self.lines.leave(output)
 
     def captured(self, which: str, output: Tensor) -> None:
         """Take a projection's output, if a site wants it, and lay it out image by image."""
@@ -230,12 +229,9 @@ class CrossPass:
         states = self.view.projected(which, output.detach())
         batch, images = states.shape[0], self.images.alive.shape[0] // states.shape[0]
         if which == "queries":
-            self.capture.queries = states.repeat_interleave(images, 0)
+            self.capture.queries = _widened(states, self.lines.subset).repeat_interleave(images, 0)
             return
-        subset = self.capture.subset
-        if subset is not None:
-            wide = states.new_zeros(batch, subset.length, states.shape[-1])
-            states = wide.view(-1, states.shape[-1]).index_copy(0, subset.flat, states.reshape(-1, states.shape[-1]))
+        states = _widened(states, self.capture.subset)
         self.capture.keys = states.reshape(batch * images, -1, states.shape[-1])
         self.capture.subset, self.capture.mask = None, self.images.alive[:, None, None, :]
 
@@ -248,9 +244,22 @@ class CrossPass:
         trace.image_rows = [row for row in range(batch) for _ in range(self.images.alive.shape[0] // batch)]
         trace.grids = [self.adapter.grid] * len(trace.image_rows)
 
+    @property
+    def texts(self) -> list[Record]:
+        """What happened to text."""
+        return self.lines.texts
+
     def widen(self, state: Tensor) -> Tensor:
-        """Every state has its full length."""
-        return state
+        """Return a recorded state at full length."""
+        return self.lines.widen(state)
+
+
+def _widened(states: Tensor, subset: Subset | None) -> Tensor:
+    """Return states `[B, K, D]` of a subset at their places, zeros elsewhere; None = they are all."""
+    if subset is None:
+        return states
+    wide = states.new_zeros(len(states), subset.length, states.shape[-1])
+    return wide.view(-1, wide.shape[-1]).index_copy(0, subset.flat, states.reshape(-1, wide.shape[-1])).view(wide.shape)
 
 
 def _sums(counts: list[int], batch: int) -> list[int]:

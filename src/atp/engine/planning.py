@@ -19,7 +19,7 @@ from atp.budget.solve import default_sites, solve, workable
 from atp.engine import tables
 from atp.engine.facts import carried_from, looks_back, rater_kinds
 from atp.engine.timing import clock
-from atp.engine.words import check_kinds
+from atp.engine.words import check_kinds, text_raters
 from atp.errors import InvalidPlan, UnreachableBudget
 from atp.methods import METHODS, Method
 from atp.methods.base import Work
@@ -78,7 +78,7 @@ def decide(
         return Plan(name, (), dict(options)), built
     amount = Budget.parse(BUDGET if budget is None else budget)
     named, workload = workload is not None, workload or Workload(images=adapter.tiles)
-    share = 1.0 if text is None or adapter.shape.cross is not None else text  # across, text does not leave: refused later
+    share = 1.0 if text is None else text
     prices = prices_of(adapter, built, workload, amount, options)
     if table is None and name == METHOD and not options and share == 1:
         table = tables.own_calibration(adapter, amount, prices, METHOD, named)
@@ -180,9 +180,11 @@ def own_flops(adapter: Adapter, method: Method, workload: Workload) -> More:
                 total += method_flops(adapter, method, workload, step, lengths, rows)
             layer, texts = step.site.layer, lengths.texts(workload)
             if step.text < 1 and layer and texts[layer] < texts[layer - 1]:
-                raters = rater_count(method.text_raters, shape, dataclasses.replace(workload, text=min(TAIL, workload.stays)))
+                few, across = dataclasses.replace(workload, text=min(TAIL, workload.stays)), shape.cross is not None
+                raters = rater_count(text_raters(method, across), shape, few)
                 alone = Plan(plan.method, (Step(step.site, 1.0),))
-                total += selection_flops(shape, workload, alone, {"language": raters}, lengths)
+                ran = dataclasses.replace(lengths, language=texts) if across else lengths
+                total += selection_flops(shape, workload, alone, {"language": raters}, ran)
         return total
 
     return count
@@ -242,7 +244,7 @@ def check_plan(adapter: Adapter, plan: Plan, method: Method) -> None:
         site = step.site
         if site.stack not in method.stacks:
             raise InvalidPlan(f"method {method.name!r} prunes {' and '.join(method.stacks)} only, the plan has a step at {site}")
-        check_kinds(method, step, views.get("language"))
+        check_kinds(method, step, adapter.own)
         if site.stack == "pixels":
             if not adapter.resizable:
                 kind = "/".join(adapter.model_types) or type(adapter).__name__

@@ -26,7 +26,7 @@ class Ledger:
     Attributes:
         images: (patches, length of each tower layer, patches embedded, features connected, `TowerPass.asked`) of each image,
             with how often.
-        rows: (visual tokens, text tokens, length of each language layer) of each prompt, with how often.
+        rows: (visual tokens, text tokens, length of each language layer, text in each) of each prompt, with how often.
         turns: the same of each conversation that was said again, and its new tokens.
         visual, text: sums over prompts of the mean visual and text tokens per language layer.
         decoded: tokens that ran after their prompt.
@@ -37,8 +37,8 @@ class Ledger:
     """
 
     images: Counter[tuple[int, tuple[int, ...], int | None, int | None, float | None]] = field(default_factory=Counter)
-    rows: Counter[tuple[int, int, tuple[int, ...]]] = field(default_factory=Counter)
-    turns: Counter[tuple[int, int, tuple[int, ...], int]] = field(default_factory=Counter)
+    rows: Counter[tuple[int, int, tuple[int, ...], tuple[int, ...]]] = field(default_factory=Counter)
+    turns: Counter[tuple[int, int, tuple[int, ...], tuple[int, ...], int]] = field(default_factory=Counter)
     visual: float = 0.0
     text: float = 0.0
     decoded: int = 0
@@ -65,7 +65,7 @@ class Ledger:
         """Add the prompts of one forward, or the conversations whose last `new` tokens are new."""
         self.batch("language", census.lengths(layers))
         for row, (lengths, texts) in enumerate(zip(census.lengths(layers), census.text_lengths(layers), strict=True)):
-            known = census.started[row], census.texts[row], lengths
+            known = census.started[row], census.texts[row], lengths, tuple(texts)
             if new:
                 self.turns[*known, new] += 1
             else:
@@ -81,7 +81,7 @@ class Ledger:
 
     def text_only(self, batch: int, length: int, layers: int) -> None:
         """Add prompts without images."""
-        self.rows[0, length, (length,) * layers] += batch
+        self.rows[0, length, (length,) * layers, (length,) * layers] += batch
 
     @property
     def count(self) -> int:
@@ -224,9 +224,9 @@ def make_report(
         full.append(Flops(spent.vision * times, spent.connector * times, 0, 0))
     prompts, idle = ledger.count, (0.0,) * shape.vision.layers
     steps = ledger.decoded / prompts if prompts else 0.0
-    for (visual, text, layers), times in ledger.rows.items():
+    for (visual, text, layers, texts), times in ledger.rows.items():
         whole = (float(visual + text),) * shape.language.layers
-        kept = Lengths(idle, tuple(map(float, layers)), recalled=recalled)
+        kept = Lengths(idle, tuple(map(float, layers)), recalled=recalled, text=tuple(map(float, texts)))
         for flops, lengths in ((pruned, kept), (full, Lengths(idle, whole))):
             spent = _decoded(shape, text, lengths, steps)
             flops.append(Flops(0, 0, spent.prefill * times, spent.decode * times))
@@ -258,7 +258,7 @@ def _turns(shape: ModelShape, ledger: Ledger, steps: float, recalled: float) -> 
     """Count second turns: conversations said again, and what their new tokens take on the cache of an unpruned chat."""
     idle, chosen, on = (0.0,) * shape.vision.layers, [Flops(0, 0, 0, 0)], [Flops(0, 0, 0, 0)]
     head = 2.0 * shape.language.hidden * shape.vocab
-    for (visual, text, layers, new), times in ledger.turns.items():
+    for (visual, text, layers, _, new), times in ledger.turns.items():  # nowhere across
         whole, before = ((float(visual + text - less),) * shape.language.layers for less in (0, new))
         now = _decoded(shape, text, Lengths(idle, tuple(map(float, layers)), recalled=recalled), steps)
         later = _decoded(shape, text, Lengths(idle, whole), steps).decode

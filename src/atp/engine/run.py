@@ -129,8 +129,7 @@ class Run:
         """Before the model that joins images and text."""
         guesses, self._candidates = self._candidates, 0
         self.turns.hear(args, kwargs, guesses)
-        self._language = self._tower = None
-        self._towers = []
+        self._language, self._tower, self._towers = None, None, []
         self._prompt = self.adapter.prompt(args, kwargs, guesses)
         if self._prompt is not None:
             self.book.graph(self._plan, self.adapter.graphs)
@@ -151,8 +150,7 @@ class Run:
     def leave_base(self, module: nn.Module, args: Args, output: Any) -> None:
         """After it, also when it raised."""
         self._prompt = self._language = self._tower = self._vision = None
-        self._towers = []
-        self._features = self._live = self._images = None
+        self._towers, self._features, self._live, self._images = [], None, None, None
 
     # --- vision tower -------------------------------------------------------------------------------------------------
 
@@ -236,9 +234,9 @@ class Run:
         """Before the language model: who arrived? A second turn that chooses anew says the whole conversation."""
         census, prompt, view = None, self._prompt, self.adapter.language
         if isinstance(view, CrossView):
-            call = (self.adapter.cache(kwargs), self.adapter.extent(args, kwargs), self.memory)
+            guard, steps = self.words if self._plan.spells else None, self.steps("language")
+            call = (self.adapter.cache(kwargs), self.adapter.extent(args, kwargs), self.memory, guard)
             tower = None if self.adapter.connects == "keys" else self._tower
-            steps = self.steps("language")
             self._language = CrossPass(self.adapter, view, prompt, steps, self.chooser, self.book.number, *call, tower)
             return None
         changed = None
@@ -297,4 +295,6 @@ class Run:
 
     def running(self, view: StackView) -> StackPass | CrossPass | None:
         """The pass that is under way in a stack."""
+        if view is self.adapter.own:
+            return self._language.lines if isinstance(self._language, CrossPass) else None
         return self._vision if view.name == "vision" else self._language

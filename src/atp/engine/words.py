@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from atp.adapters import adapt
-from atp.adapters.base import Adapter, CrossView, StackView
+from atp.adapters.base import Adapter, OwnView
 from atp.adapters.meaning import meaning_ids
 from atp.asking import text_places, workload
 from atp.budget.amount import check_share
@@ -53,15 +53,13 @@ class Guard:
         assert ids is not None, "a tower has no text"
         number = torch.arange(ids.shape[1], device=ids.device)
         live = census.others & (number < ids.shape[1] - census.candidates)
-        started = [count - census.candidates for count in census.other_counts]
-        where = torch.sort((~live).to(torch.uint8), dim=1, stable=True).indices[:, : max(started)]
-        alive, rank = live.gather(1, where), torch.arange(where.shape[1], device=ids.device)
-        last = alive & (rank >= torch.tensor(started, device=ids.device).unsqueeze(1) - self.tail)
-        held = last | (rank == 0) | self.meaning(ids.gather(1, where))
-        held = held & alive
-        return Words(
-            where, alive, held, last, list(started), started, [int(n) for n in held.sum(1).tolist()], min(TAIL, self.tail)
-        )
+        where = torch.sort((~live).to(torch.uint8), dim=1, stable=True).indices
+        alive, count = live.gather(1, where), live.sum(1)
+        last = alive & (number >= count.unsqueeze(1) - self.tail)
+        held = alive & (last | (number == 0) | self.meaning(ids.gather(1, where)))
+        started, least = torch.stack([count, held.sum(1)]).tolist()
+        where, alive, held, last = (part[:, : max(started)] for part in (where, alive, held, last))
+        return Words(where, alive, held, last, list(started), started, least, min(TAIL, self.tail))
 
 
 def check_tail(tail: int) -> None:
@@ -77,7 +75,7 @@ def check_tail(tail: int) -> None:
 def guard_of(adapter: Adapter, processor: Any, tail: int) -> Guard:
     """Return what guards the text of a model's prompts; it reads the whole vocabulary."""
     check_tail(tail)
-    return Guard(tail, adapter.template_ids(None) | meaning_ids(processor), processor is not None)
+    return Guard(tail, adapter.template_ids(None) | adapter.marks() | meaning_ids(processor), processor is not None)
 
 
 def workload_of(model: Any, processor: Any, inputs: Any, answer: int = 3, text_tail: int = TAIL) -> Workload:
@@ -112,8 +110,8 @@ def expected(adapter: Adapter, work: Workload | None, plan_given: bool, text: An
         InvalidPlan: `tail` is no whole number >= 1.
     """
     check_tail(tail)
-    share = isinstance(text, int | float) and 0 <= text < 1  # anything else is refused later, as text across is
-    if not share or plan_given or adapter.shape.cross is not None:
+    share = isinstance(text, int | float) and 0 <= text < 1  # anything else is refused later
+    if not share or plan_given:
         return work
     if work is None and told:
         warnings.warn(
@@ -154,6 +152,11 @@ def word_counts(share: float, words: Words) -> list[int]:
     return [max(least, min(now, whole(share, started))) for started, now, least in known]
 
 
+def text_raters(method: Method, across: bool) -> tuple[str, ...]:
+    """Return who rates text; visual tokens that are keys across are no rows of the sequence, and ask nothing."""
+    return tuple(kind for kind in method.text_raters if not (across and kind == "visual"))
+
+
 def word_tokens(method: Method, place: Place, template: frozenset[int]) -> tuple[Tokens, float]:
     """Return the text tokens at a site that may leave, and the FLOPs of their rows."""
     census = place.census
@@ -162,9 +165,10 @@ def word_tokens(method: Method, place: Place, template: frozenset[int]) -> tuple
     alive = words.alive & ~words.held
     rows: dict[str, Rows] = {}
     spent = 0.0
-    if method.text_raters and place.capture is not None:
+    raters = text_raters(method, isinstance(place.view, OwnView))
+    if raters and place.capture is not None:
         attention = WordAttention(place.view, census, place.capture)
-        rows, spent = attention.rows(method.text_raters, template), attention.flops
+        rows, spent = attention.rows(raters, template), attention.flops
     made = Tokens(
         stack=place.view.name,
         layer=place.layer,
@@ -197,8 +201,8 @@ def with_text(adapter: Adapter, plan: Plan, method: Method, text: float | None) 
     return dataclasses.replace(plan, steps=spelled(plan.steps, site, text))
 
 
-def check_kinds(method: Method, step: Step, view: StackView | None) -> None:
-    """Refuse kinds of tokens that the method or the model cannot make leave.
+def check_kinds(method: Method, step: Step, own: OwnView | None) -> None:
+    """Refuse kinds of tokens that the method cannot make leave, or text before any layer that it could be scored by.
 
     Raises:
         InvalidPlan: naming the step and what to use instead.
@@ -213,8 +217,8 @@ def check_kinds(method: Method, step: Step, view: StackView | None) -> None:
             f"step at {step.site}: method {method.name!r} makes visual tokens leave only, got text={step.text:g}; "
             "use text=1.0, or method='atp'"
         )
-    if step.text < 1 and isinstance(view, CrossView):
+    if step.text < 1 and method.text_raters and own is not None and own.before(step.site.layer) is None:
         raise InvalidPlan(
-            f"step at {step.site}: in this family text tokens look at the images through cross-attention layers and do not "
-            f"leave, got text={step.text:g}; use text=1.0"
+            f"method {method.name!r} scores text with attention of a layer before a site in which text attends to text, so "
+            f"{step.site} is too early; use language:{own.first} or later"
         )

@@ -33,7 +33,8 @@ class ATP(Method):
     Differences from the paper: its relevance is the cosine to a separate text encoder; here the model's own attention, of the
     question's tokens without those of the template. The count is the plan's, per input where its steps have thresholds.
     A text token scores `alpha *` what visual tokens give it (average where none sees it, as behind the image) `+ (1 - alpha) *`
-    what the question, the last tokens of the prompt, gives it.
+    what the question, the last tokens of the prompt, gives it; the latter alone where images are read across, whose visual
+    tokens attend to no text.
 
     Attributes:
         alpha: share of inter-modal saliency, in [0, 1].
@@ -97,8 +98,9 @@ class ATP(Method):
     def score(self, tokens: Tokens) -> Tensor:
         """Return saliency with mean 1 over the live tokens."""
         if tokens.kind == "text":
-            seen, asked = (relative(received(tokens.rows[kind]), tokens.alive) for kind in ("visual", "question"))
-            return self.alpha * seen + (1 - self.alpha) * asked
+            known = {kind: relative(received(rows), tokens.alive) for kind, rows in tokens.rows.items()}
+            asked = known["question"]
+            return self.alpha * known["visual"] + (1 - self.alpha) * asked if "visual" in known else asked
         if tokens.stack == "vision":
             return self.saliency(tokens)
         inter = relative(tokens.rows["question"].mean(), tokens.alive)
