@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import typer
 from PIL import Image
 
 import atp
@@ -285,3 +286,73 @@ def test_lists_go_by_singular_and_plural(shell: Shell, command: str, options: tu
     assert code == 0
     for option in options:
         assert f"--{option} " in out.replace(",", " ") and f"--{option}s" in out
+
+
+@pytest.mark.parametrize(
+    ("given", "says"),
+    [
+        (["run", "--bugdet", "1"], "No such option: --bugdet. Did you mean --budget?"),
+        (["run", "--budget"], "Option '--budget' requires an argument"),
+        (["runn"], "No such command 'runn'. Did you mean 'run'?"),
+        (["run", "--max-new-tokens", "x"], "got 'x'. Expected --max-new-tokens: Longest answer. See `"),
+        (["calibrate"], "Missing option '--max-drop'. Expected --max-drop: Most accuracy that may be lost"),
+        (["run", "extra"], "unexpected extra argument"),
+        (["report"], "Missing argument 'folders'"),
+        (["--nope"], "No such option: --nope."),
+    ],
+)
+def test_usage_errors_are_one_line_and_code_2(shell: Shell, given: list[str], says: str) -> None:
+    code, out, err = shell(*given)
+    assert (code, out, err.count("\n")) == (2, "", 1)
+    assert err.startswith("error: ") and says in err and "--help`" in err
+
+
+def test_no_arguments_show_the_help_and_keys_and_exits_keep_their_codes(shell: Shell, monkeypatch: pytest.MonkeyPatch) -> None:
+    code, out, err = shell()
+    assert code == 2 and "Usage: " in out + err and "error" not in out + err
+    code, out, _ = shell("run", "--help")
+    assert code == 0 and "--budget" in out
+    for raised, expected in ((KeyboardInterrupt(), 130), (typer.Exit(1), 1), (typer.Exit(0), 0), (typer.Abort(), 1)):
+
+        def stop(raised: BaseException = raised) -> None:
+            raise raised
+
+        monkeypatch.setattr(atp, "list_methods", stop)
+        assert shell("methods")[0] == expected
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        ["--budget", "1.5"],
+        ["--budget", "much"],
+        ["--method", "fastvv"],
+        ["--max-new-tokens", "0"],
+        ["--plan", "nowhere.yaml"],
+        ["--overlay", "/nowhere/at/all.png"],
+        ["--overlay", "kept.xyz"],
+    ],
+)
+@pytest.mark.parametrize("command", ["run", "demo"])
+def test_refused_before_the_model_is_loaded(
+    shell: Shell, ask: list[str], command: str, change: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if command == "demo" and change[0] in ("--plan", "--overlay"):
+        change = ["--out", str(tmp_path / "file" / "below")]
+        (tmp_path / "file").write_text("")
+    monkeypatch.setattr("atp.loading.load", never)
+    code, out, err = shell(*(ask if command == "run" else ["demo", "--out", str(tmp_path / "out")]), *change)
+    assert (code, out, err.count("\n")) == (2, "", 1) and err.startswith("error: ")
+
+
+@pytest.mark.parametrize("change", [["--method", "nope"], ["--compare", "nope"], ["--budget", "1.5"], ["--answer-tokens", "0"]])
+def test_bench_refuses_before_the_model_is_loaded(
+    shell: Shell, change: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("atp.bench.execute.open_subject", never)
+    code, out, err = shell("bench", "--out", tmp_path / "out", *change)
+    assert (code, out, err.count("\n")) == (2, "", 1) and err.startswith("error: ")
+
+
+def never(*given: Any, **more: Any) -> None:
+    raise AssertionError("the model was loaded")

@@ -6,12 +6,13 @@ Only the result goes to stdout; progress, notices and errors go to stderr.
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import sys
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, TextIO
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn, TextIO
 
 import typer
 from rich.console import Console
@@ -49,6 +50,8 @@ DeviceOption = Annotated[str | None, typer.Option(help="E.g. cpu or cuda:0. [def
 LengthOption = Annotated[int, typer.Option("--max-new-tokens", help="Longest answer.")]
 
 
+USAGE: Any = typer.BadParameter.__mro__[2]
+"""`ClickException`, of the click that typer itself uses."""
 CONNECTS = {"rows": "live patches", "grid": "all patches", "keys": "live patches, as keys"}
 """What `Adapter.connects` means."""
 
@@ -91,6 +94,7 @@ def run(
     if then and overlay is not None:
         raise BadInput("--overlay shows one question, a chat has several; leave --overlay or --then away")
     seen = load_image(image)
+    _check(budget, method, max_new_tokens, plan, overlay)
     with _bar(4 if then else 3) as step:
         step("loading the model")
         from atp.compare import compare
@@ -169,8 +173,10 @@ def demo(
     max_new_tokens: LengthOption = 16,
 ) -> None:
     """Answer a dozen committed questions with and without pruning; write pictures and one HTML page."""
-    from atp.demo import answer_all, questions, together, totals, write_page
+    from atp.demo import answer_all, questions, together, totals, writable, write_page
 
+    _check(budget, method, max_new_tokens)
+    writable(out)
     answers = []
     with _bar(len(questions()) + 2) as step:
         step("loading the model")
@@ -244,6 +250,27 @@ def _table(*columns: str) -> Table:
     return table
 
 
+def _check(budget: str | None, method: str | None, most: int, plan: str | None = None, overlay: str | None = None) -> None:
+    """Refuse before a model is loaded what no model could do."""
+    from PIL import Image
+
+    from atp.budget.amount import Budget
+    from atp.methods import METHODS
+    from atp.plan import Plan
+
+    if most < 1:
+        raise BadInput(f"max_new_tokens is at least 1, got {most}; e.g. --max-new-tokens 16")
+    if budget is not None:
+        Budget.parse(budget)
+    for name in (method, Plan.load(plan).method if plan is not None else None):
+        if name is not None:
+            METHODS.get(name)
+    if overlay is not None and not Path(overlay).parent.is_dir():
+        raise BadInput(f"cannot write the picture {overlay!r} (no such folder); expected a writable path such as out.png")
+    if overlay is not None and Path(overlay).suffix.lower() not in Image.registered_extensions():
+        raise BadInput(f"cannot write the picture {overlay!r} (unknown file extension); expected a path such as out.png")
+
+
 def _save(picture: Any, target: str) -> None:
     try:
         picture.save(target)
@@ -278,11 +305,37 @@ def main(arguments: list[str] | None = None, stderr: TextIO | None = None) -> No
         warnings.simplefilter("once", UserWarning)
         warnings.showwarning = _notice
         try:
-            app(arguments)
+            code = app(arguments, standalone_mode=False)
+        except USAGE as error:
+            if getattr(error, "ctx", None) is not None and error.message == error.ctx.get_help():  # asked for nothing: help
+                error.show()
+                raise SystemExit(error.exit_code) from None
+            _refuse(_told(error, sys.argv[1:] if arguments is None else arguments), stderr)
+        except typer.Abort:
+            _refuse("aborted", stderr, 1)
         except AtpError as error:
-            line = " ".join(str(error).split())
-            Console(file=stderr or sys.stderr).print(Text(f"error: {line}", style="red"), soft_wrap=True)
-            raise SystemExit(2) from None
+            _refuse(str(error), stderr)
+        raise SystemExit(code if isinstance(code, int) else 0)
+
+
+def _told(error: Any, said: list[str]) -> str:
+    """Say what was given, what was expected and the nearest fix, of what the command line itself refuses."""
+    words, close = error.format_message().partition(" (Possible options")[0].rstrip("."), getattr(error, "possibilities", None)
+    nearest = f". Did you mean {' or '.join(sorted(close))}?" if close else "." if words[-1] not in "?!" else ""
+    param, context = getattr(error, "param", None), getattr(error, "ctx", None)
+    if isinstance(error, typer.BadParameter) and param is not None and context is not None:
+        option = param.opts[0]
+        given = next((f", got {value!r}" for name, value in itertools.pairwise(said) if name in param.opts), "")
+        nearest = (
+            f"{given}. Expected {option if option.startswith('-') else param.name}: {getattr(param, 'help', None) or 'a value'}"
+        )
+        nearest += "" if nearest[-1] in ".])" else "."
+    return f"{words}{nearest} See `{context.command_path if context is not None else 'atp'} --help`"
+
+
+def _refuse(words: str, stderr: TextIO | None, code: int = 2) -> NoReturn:
+    Console(file=stderr or sys.stderr).print(Text(f"error: {' '.join(words.split())}", style="red"), soft_wrap=True)
+    raise SystemExit(code) from None
 
 
 if __name__ == "__main__":

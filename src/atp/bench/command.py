@@ -50,6 +50,7 @@ def bench(
     from atp.bench import settings as read
     from atp.bench.execute import prepare, write
     from atp.bench.table import lines
+    from atp.methods import METHODS
 
     wanted = read.Settings(
         model, arch, read.words("--method", method), read.shares("--budget", budget), read.numbers("--batch", batch, "1,4"),
@@ -57,6 +58,8 @@ def bench(
         read.dtype(dtype), rounds, warmup, text_tokens, tiles, image, threads, seed,
         () if compare == "none" else read.words("--compare", compare), keep_all, round_to, quant, depth, keep_tiles, kernels,
     )  # fmt: skip
+    for name in (*wanted.methods, *wanted.compare):
+        METHODS.get(name)
     prepare(out, trace)
     result = _measured(wanted, out, trace)
     files = write(result, out)
