@@ -6,13 +6,12 @@ Only the result goes to stdout; progress, notices and errors go to stderr.
 from __future__ import annotations
 
 import contextlib
-import itertools
 import json
 import sys
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NoReturn, TextIO
+from typing import TYPE_CHECKING, Annotated, Any, TextIO
 
 import typer
 from rich.console import Console
@@ -27,6 +26,7 @@ from atp.evals.certify.command import calibrate
 from atp.evals.fit_command import fit_counts
 from atp.evals.harness import command
 from atp.gate.command import train_gate
+from atp.refusing import check, refuse, told
 
 if TYPE_CHECKING:
     from atp.chat import Talk
@@ -94,7 +94,7 @@ def run(
     if then and overlay is not None:
         raise BadInput("--overlay shows one question, a chat has several; leave --overlay or --then away")
     seen = load_image(image)
-    _check(budget, method, max_new_tokens, plan, overlay)
+    check(budget, method, max_new_tokens, plan, overlay)
     with _bar(4 if then else 3) as step:
         step("loading the model")
         from atp.compare import compare
@@ -175,7 +175,7 @@ def demo(
     """Answer a dozen committed questions with and without pruning; write pictures and one HTML page."""
     from atp.demo import answer_all, questions, together, totals, writable, write_page
 
-    _check(budget, method, max_new_tokens)
+    check(budget, method, max_new_tokens)
     writable(out)
     answers = []
     with _bar(len(questions()) + 2) as step:
@@ -226,8 +226,8 @@ def _print_comparison(result: Comparison) -> None:
 
 def _print_talks(questions: list[str], found: dict[str, Talk], as_json: bool) -> None:
     if as_json:
-        told = {name: {"answers": one.answers, "flops": one.flops} for name, one in found.items()}
-        typer.echo(json.dumps({"questions": questions, "talks": told}, ensure_ascii=False, allow_nan=False))
+        turns = {name: {"answers": one.answers, "flops": one.flops} for name, one in found.items()}
+        typer.echo(json.dumps({"questions": questions, "talks": turns}, ensure_ascii=False, allow_nan=False))
         return
     table = _table("question", *found)
     for turn, question in enumerate(questions):
@@ -248,27 +248,6 @@ def _table(*columns: str) -> Table:
     for column in columns:
         table.add_column(column, justify="right" if column in ("share", "FLOPs") else "left", overflow="fold")
     return table
-
-
-def _check(budget: str | None, method: str | None, most: int, plan: str | None = None, overlay: str | None = None) -> None:
-    """Refuse before a model is loaded what no model could do."""
-    from PIL import Image
-
-    from atp.budget.amount import Budget
-    from atp.methods import METHODS
-    from atp.plan import Plan
-
-    if most < 1:
-        raise BadInput(f"max_new_tokens is at least 1, got {most}; e.g. --max-new-tokens 16")
-    if budget is not None:
-        Budget.parse(budget)
-    for name in (method, Plan.load(plan).method if plan is not None else None):
-        if name is not None:
-            METHODS.get(name)
-    if overlay is not None and not Path(overlay).parent.is_dir():
-        raise BadInput(f"cannot write the picture {overlay!r} (no such folder); expected a writable path such as out.png")
-    if overlay is not None and Path(overlay).suffix.lower() not in Image.registered_extensions():
-        raise BadInput(f"cannot write the picture {overlay!r} (unknown file extension); expected a path such as out.png")
 
 
 def _save(picture: Any, target: str) -> None:
@@ -310,32 +289,12 @@ def main(arguments: list[str] | None = None, stderr: TextIO | None = None) -> No
             if getattr(error, "ctx", None) is not None and error.message == error.ctx.get_help():  # asked for nothing: help
                 error.show()
                 raise SystemExit(error.exit_code) from None
-            _refuse(_told(error, sys.argv[1:] if arguments is None else arguments), stderr)
+            refuse(told(error, sys.argv[1:] if arguments is None else arguments), stderr)
         except typer.Abort:
-            _refuse("aborted", stderr, 1)
+            refuse("aborted", stderr, 1)
         except AtpError as error:
-            _refuse(str(error), stderr)
+            refuse(str(error), stderr)
         raise SystemExit(code if isinstance(code, int) else 0)
-
-
-def _told(error: Any, said: list[str]) -> str:
-    """Say what was given, what was expected and the nearest fix, of what the command line itself refuses."""
-    words, close = error.format_message().partition(" (Possible options")[0].rstrip("."), getattr(error, "possibilities", None)
-    nearest = f". Did you mean {' or '.join(sorted(close))}?" if close else "." if words[-1] not in "?!" else ""
-    param, context = getattr(error, "param", None), getattr(error, "ctx", None)
-    if isinstance(error, typer.BadParameter) and param is not None and context is not None:
-        option = param.opts[0]
-        given = next((f", got {value!r}" for name, value in itertools.pairwise(said) if name in param.opts), "")
-        nearest = (
-            f"{given}. Expected {option if option.startswith('-') else param.name}: {getattr(param, 'help', None) or 'a value'}"
-        )
-        nearest += "" if nearest[-1] in ".])" else "."
-    return f"{words}{nearest} See `{context.command_path if context is not None else 'atp'} --help`"
-
-
-def _refuse(words: str, stderr: TextIO | None, code: int = 2) -> NoReturn:
-    Console(file=stderr or sys.stderr).print(Text(f"error: {' '.join(words.split())}", style="red"), soft_wrap=True)
-    raise SystemExit(code) from None
 
 
 if __name__ == "__main__":

@@ -50,7 +50,6 @@ def bench(
     from atp.bench import settings as read
     from atp.bench.execute import prepare, write
     from atp.bench.table import lines
-    from atp.methods import METHODS
 
     wanted = read.Settings(
         model, arch, read.words("--method", method), read.shares("--budget", budget), read.numbers("--batch", batch, "1,4"),
@@ -58,8 +57,6 @@ def bench(
         read.dtype(dtype), rounds, warmup, text_tokens, tiles, image, threads, seed,
         () if compare == "none" else read.words("--compare", compare), keep_all, round_to, quant, depth, keep_tiles, kernels,
     )  # fmt: skip
-    for name in (*wanted.methods, *wanted.compare):
-        METHODS.get(name)
     prepare(out, trace)
     result = _measured(wanted, out, trace)
     files = write(result, out)
@@ -74,7 +71,10 @@ def _measured(wanted: Settings, out: Path, trace: Path | None) -> dict[str, Any]
     """Time everything, with a bar; what is done already lies in `out` at any moment."""
     from atp.bench.execute import bench as measure
     from atp.bench.execute import steps, write
+    from atp.methods import METHODS
 
+    for name in (*wanted.methods, *wanted.compare):
+        METHODS.get(name)
     columns = (TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     console = Console(stderr=True)
     with Progress(*columns, TextColumn("left"), TimeRemainingColumn(), console=console, transient=True) as progress:

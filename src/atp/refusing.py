@@ -1,0 +1,56 @@
+"""What the command line refuses by itself: in one red line, and before a model is loaded where no model could do it."""
+
+from __future__ import annotations
+
+import itertools
+import sys
+from pathlib import Path
+from typing import Any, NoReturn, TextIO
+
+import typer
+from rich.console import Console
+from rich.text import Text
+
+from atp.errors import BadInput
+
+
+def check(budget: str | None, method: str | None, most: int, plan: str | None = None, overlay: str | None = None) -> None:
+    """Refuse before a model is loaded what no model could do."""
+    from PIL import Image
+
+    from atp.budget.amount import Budget
+    from atp.methods import METHODS
+    from atp.plan import Plan
+
+    if most < 1:
+        raise BadInput(f"max_new_tokens is at least 1, got {most}; e.g. --max-new-tokens 16")
+    if budget is not None:
+        Budget.parse(budget)
+    for name in (method, Plan.load(plan).method if plan is not None else None):
+        if name is not None:
+            METHODS.get(name)
+    if overlay is not None and not Path(overlay).parent.is_dir():
+        raise BadInput(f"cannot write the picture {overlay!r} (no such folder); expected a writable path such as out.png")
+    if overlay is not None and Path(overlay).suffix.lower() not in Image.registered_extensions():
+        raise BadInput(f"cannot write the picture {overlay!r} (unknown file extension); expected a path such as out.png")
+
+
+def told(error: Any, said: list[str]) -> str:
+    """Say what was given, what was expected and the nearest fix, of what the command line itself refuses."""
+    words, close = error.format_message().partition(" (Possible options")[0].rstrip("."), getattr(error, "possibilities", None)
+    nearest = f". Did you mean {' or '.join(sorted(close))}?" if close else "." if words[-1] not in "?!" else ""
+    param, context = getattr(error, "param", None), getattr(error, "ctx", None)
+    if isinstance(error, typer.BadParameter) and param is not None and context is not None:
+        option = param.opts[0]
+        given = next((f", got {value!r}" for name, value in itertools.pairwise(said) if name in param.opts), "")
+        nearest = (
+            f"{given}. Expected {option if option.startswith('-') else param.name}: {getattr(param, 'help', None) or 'a value'}"
+        )
+        nearest += "" if nearest[-1] in ".])" else "."
+    return f"{words}{nearest} See `{context.command_path if context is not None else 'atp'} --help`"
+
+
+def refuse(words: str, stderr: TextIO | None, code: int = 2) -> NoReturn:
+    """Print one red line and leave with a code."""
+    Console(file=stderr or sys.stderr).print(Text(f"error: {' '.join(words.split())}", style="red"), soft_wrap=True)
+    raise SystemExit(code) from None
