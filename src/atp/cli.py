@@ -295,7 +295,3 @@ def main(arguments: list[str] | None = None, stderr: TextIO | None = None) -> No
         except AtpError as error:
             refuse(str(error), stderr)
         raise SystemExit(code if isinstance(code, int) else 0)
-
-
-if __name__ == "__main__":
-    main()

@@ -76,7 +76,7 @@ def answer_all(
     Raises:
         BadInput: `out` cannot be written, or the list of questions cannot be read.
     """
-    _writable(out)
+    writable(out)
     for number, entry in enumerate(questions(source), 1):
         image = load_image(source.parent.parent / entry["image"])
         result = compare(model, processor, image, entry["question"], budget, method, max_new_tokens=most)
@@ -140,7 +140,12 @@ def together(
     return Together(len(asked), *right, *(statistics.median(side[1:]) for side in took))
 
 
-def _writable(out: Path) -> None:
+def writable(out: Path) -> None:
+    """Make the folder, or refuse.
+
+    Raises:
+        BadInput: nothing can be written there.
+    """
     try:
         out.mkdir(parents=True, exist_ok=True)
         (out / "index.html").touch()
