@@ -14,11 +14,11 @@ onevision() { # a photo's five tiles, so that `resize` has fewer to go to
 onevision-batch4() { # small images
     measure speed-onevision-bf16-batch4 --arch llava-onevision-0.5b --tiles 2 --dtype bf16 --budget 0.6,0.4 --batch 4 --answer-tokens 20
 }
-blip2() { # 0.4 is below what its tower, Q-Former and text leave
-    measure speed-blip2-bf16 --arch blip2-opt-2.7b --depth 0.5 --dtype bf16 --budget 0.6,0.5 --answer-tokens 3,20
+blip2() {
+    measure speed-blip2-bf16 --arch blip2-opt-2.7b --depth 0.5 --dtype bf16 --budget 0.6,0.4 --answer-tokens 3,20
 }
 blip2-batch4() {
-    measure speed-blip2-bf16-batch4 --arch blip2-opt-2.7b --depth 0.5 --dtype bf16 --budget 0.6,0.5 --batch 4 --answer-tokens 20
+    measure speed-blip2-bf16-batch4 --arch blip2-opt-2.7b --depth 0.5 --dtype bf16 --budget 0.6,0.4 --batch 4 --answer-tokens 20
 }
 smolvlm-batch4() { # small images
     measure speed-smolvlm-bf16-batch4 --arch smolvlm-256m --tiles 5 --dtype bf16 --budget 0.6,0.4 --batch 4 --answer-tokens 20
@@ -28,7 +28,7 @@ tiles() { # half of a photo's tiles leave before the tower runs, patches of the 
 }
 smolvlm() { measure speed-smolvlm-bf16 --arch smolvlm-256m --dtype bf16 --budget 0.6,0.4 --answer-tokens 3,20; }
 smolvlm-fp32() { measure speed-smolvlm-fp32 --arch smolvlm-256m --tiles 5 --dtype fp32 --budget 0.6,0.4 --answer-tokens 3; }
-blip2-fp32() { measure speed-blip2-fp32 --arch blip2-opt-2.7b --depth 0.5 --dtype fp32 --budget 0.6,0.5 --answer-tokens 3; }
+blip2-fp32() { measure speed-blip2-fp32 --arch blip2-opt-2.7b --depth 0.5 --dtype fp32 --budget 0.6,0.4 --answer-tokens 3; }
 onevision-fp32() {
     measure speed-onevision-fp32 --arch llava-onevision-0.5b --tiles 2 --dtype fp32 --budget 0.6,0.4 --answer-tokens 3
 }
