@@ -153,7 +153,7 @@ def test_scenes_are_drawn_with_seeds_of_their_own(made: Made, tmp_path: Path, mo
     assert drawn == [range(10_200_000, 10_200_003)]
     made(tmp_path / "a", task="scenes", data="", items=3, seed=2, budgets=(0.8,))
     assert len(drawn) == 1, "the same call goes on with the scenes that are there"
-    with pytest.raises(BadInput, match=r"limit: 3 -> 5"):
+    with pytest.raises(BadInput, match=r"choose another --records, .*limit: 3 -> 5"):
         made(tmp_path / "a", task="scenes", data="", items=5, seed=2, budgets=(0.8,))
     assert drawn[1:] == [range(10_200_000, 10_200_005)]
 

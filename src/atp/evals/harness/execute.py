@@ -22,6 +22,7 @@ from atp.evals.harness.settings import Settings
 from atp.evals.robustness.disturb import Disturbance
 from atp.evals.tasks import Example, Task
 from atp.loading import build_inputs, load
+from atp.plan import Plan
 
 CLEAN = "none"
 Step = Callable[[str, int, int, bool], None]
@@ -118,6 +119,8 @@ def prepare(settings: Settings, out: Path) -> Prepared:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise BadInput(f"cannot make the folder {str(out)!r}: {error.strerror}; choose another one with --out") from None
+    for plan in settings.plans:
+        Plan.load(plan)  # a file that is not there is said at once
     model, processor = load(settings.model, dtype=settings.dtype, device=settings.device)
     bare = asking.plain(settings)
     tasks = asking.open_all(settings, asking.data_folder(settings, out), bare)
