@@ -12,7 +12,7 @@ from PIL import Image
 
 from atp.engine import prune
 from atp.errors import AtpError, BadInput
-from atp.evals.harness import asking, header
+from atp.evals.harness import asking, execute, header
 from atp.evals.harness.answering import Asker
 from atp.evals.harness.records import KEY, read
 from atp.evals.harness.settings import Settings, budgets, corruptions, shard, words
@@ -131,10 +131,16 @@ def test_no_folder_means_drawn_scenes(evaluate, tmp_path: Path) -> None:
     assert [p for p in tmp_path.iterdir() if p.name.startswith("data") and p.name != "data-val-2"] == []
 
 
-def test_scenes_of_a_run_that_failed_are_not_taken_for_others(evaluate, tmp_path: Path) -> None:
+def test_scenes_of_a_run_that_failed_are_not_taken_for_others(evaluate, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     quick: dict[str, Any] = {"data": "", "tasks": ("vqav2",), "methods": (), "corruptions": (), "limit": None}
-    with pytest.raises(AtpError):
-        evaluate(tmp_path, **quick, scenes=2, plans=("nowhere.yaml",))  # after the scenes were drawn, before run.json
+
+    def refuse(*given: Any) -> Any:
+        raise AtpError("after the scenes were drawn, before run.json")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(execute, "all_cells", refuse)
+        with pytest.raises(AtpError, match="after the scenes"):
+            evaluate(tmp_path, **quick, scenes=2)
     assert not (tmp_path / header.FILE).exists() and (tmp_path / "data-val-2").is_dir()
     done = evaluate(tmp_path, **quick, scenes=1)
     assert {record["image"] for record in read(done.file)[0]} == {"1"}
