@@ -78,6 +78,10 @@ def test_the_command_writes_what_prune_reads(tmp_path: Path, capsys: pytest.Capt
     [
         (["--budgets", "1.0"], "no share below 1, got '1.0'"),
         (["--budgets", "half"], "cannot read the budgets 'half'"),
+        (["--budgets", "0,0.6"], "budget"),
+        (["--budgets", "1.5,0.6"], "budget"),
+        (["--batch", "0"], "--batch"),
+        (["--out", "/tmp"], "cannot write the calibration '/tmp'"),
         (["--items", "3"], "--items is at least 8, got 3"),
         (["--method", "apt"], "apt"),
         (["--out", "/nowhere/x.json"], "cannot write the calibration '/nowhere/x.json'"),
@@ -96,3 +100,15 @@ def test_refused_before_the_model_is_loaded(
         main(["fit-counts", *words])
     assert left.value.code == 2
     assert says in capsys.readouterr().err
+
+
+def test_official_files_give_as_many_images_as_they_have(tmp_path: Path) -> None:
+    from atp.evals.fit_command import asked
+    from atp.scenes.official import write
+
+    write(tmp_path / "files", range(910_000_000, 910_000_006), "val", size=48, questions=3)
+    images, questions, told = asked(str(tmp_path / "files"), "vqav2", "val", 8)
+    assert len(images) == len(questions) == 8 and told == "8 questions of vqav2, split val"
+    assert len({image.tobytes() for image in images}) == 6
+    with pytest.raises(BadInput, match="has 6 questions, expected at least 8"):
+        asked(str(tmp_path / "files"), "vqav2", "val", 6)

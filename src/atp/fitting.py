@@ -78,6 +78,8 @@ def fit_counts(
             f"{len(images)} images and {len(questions)} questions, expected one for each and at least {FEWEST}; some hundred are "
             "better: thresholds are shares of what inputs spend on average"
         )
+    if batch is not None and batch < 1:
+        raise BadInput(f"batch is at least 1, got {batch}; leave it away for 8, or 1 where the tower takes no mask")
     for budget in budgets:
         check_share("budget", budget, positive=True)
     adapter, built = adapt(model), METHODS.get(method)(**(options or {}))

@@ -123,7 +123,7 @@ class Calibration:
         if differs:
             raise InvalidPlan(
                 f"this calibration was made with another model: {differs}. Calibrate this model "
-                "(atp.budget.calibrate.calibrate), or leave calibration= away: "
+                "(atp fit-counts --model YOUR/MODEL), or leave calibration= away: "
                 f"atp.prune(model, budget={self.reach[1]:g})"
             )
 

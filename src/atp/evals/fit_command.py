@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -11,6 +12,7 @@ from rich.console import Console
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.text import Text
 
+from atp.budget.amount import check_share
 from atp.errors import BadInput
 
 if TYPE_CHECKING:
@@ -28,7 +30,9 @@ def fit_counts(
     split: Annotated[str, typer.Option(help="Of the official files.")] = "train",
     items: Annotated[int, typer.Option(help="Questions to ask; no true answers are needed.")] = 240,
     method: Annotated[str, typer.Option(help="See `atp methods`.")] = "atp",
-    batch: Annotated[int | None, typer.Option(help="Most questions of a forward. [default: 8, or 1 without masks]")] = None,
+    batch: Annotated[
+        int | None, typer.Option(min=1, help="Most questions of a forward. [default: 8, or 1 without masks]")
+    ] = None,
     out: Annotated[Path, typer.Option(help="File for the calibration.")] = Path("adaptive_calibration.json"),
     dtype: Annotated[str | None, typer.Option(help="Of the weights. [default: float32 on a CPU]")] = None,
     device: Annotated[str | None, typer.Option(help="E.g. cpu or cuda:0. [default: a GPU if there is one]")] = None,
@@ -40,13 +44,15 @@ def fit_counts(
     from atp.loading import check_model_type, load, resolve
     from atp.methods import METHODS
 
+    for share in read.budgets(budgets):
+        check_share("budget", share, positive=True)
     shares = [share for share in read.budgets(budgets) if share < 1]
     if not shares:
         raise BadInput(f"--budgets has no share below 1, got {budgets!r}; e.g. --budgets 0.6,0.4")
     METHODS.get(method)
     if items < FEWEST:
         raise BadInput(f"--items is at least {FEWEST}, got {items}; e.g. --items 240")
-    if not out.parent.is_dir() or not os.access(out if out.exists() else out.parent, os.W_OK):
+    if out.is_dir() or not out.parent.is_dir() or not os.access(out.parent, os.W_OK):
         raise BadInput(f"cannot write the calibration {str(out)!r}; expected a writable path such as adaptive_calibration.json")
     check_model_type(resolve(model))
     images, questions, told = asked(data, task, split, items)
@@ -69,12 +75,22 @@ def fit_counts(
 
 
 def asked(data: str, task: str, split: str, items: int) -> tuple[list[Image.Image], list[str], str]:
-    """Return images and questions of official files or of scenes, and what they are."""
+    """Return images and questions of official files, as many images as there are, or of scenes, and what they are."""
     from atp.evals.items import scene_items
     from atp.evals.tasks import open_task
+    from atp.fitting import FEWEST
 
     if data:
-        chosen = open_task(task, data, split=split, limit=items).examples
+        of_image: Counter[str] = Counter()
+        ranked = []
+        for one in open_task(task, data, split=split).examples:
+            ranked.append((of_image[one.group], one))
+            of_image[one.group] += 1
+        chosen = [one for _, one in sorted(ranked, key=lambda pair: pair[0])][:items]  # first every image once
+        if len(chosen) < FEWEST:
+            raise BadInput(
+                f"{task} in {data!r} has {len(chosen)} questions, expected at least {FEWEST}; choose another folder or split"
+            )
         told = f"{len(chosen)} questions of {task}, split {split}"
         return [one.image for one in chosen], [one.question for one in chosen], told
     drawn = list(scene_items(items, "train", FIRST, per_scene=1))  # thresholds of the tower want many images
