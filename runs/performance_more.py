@@ -67,24 +67,35 @@ def counted(results: Sequence[Result]) -> Rows:
 COMPILED = (
     "batch",
     "side",
-    "backend",
+    "compiled",
     "first call",
     "a prefill",
-    "without compiling",
-    "speed-up",
+    "against unpruned",
+    "quartiles",
+    "against unpruned, not compiled",
     "largest change of a logit",
     "same answer",
+    "",
 )
 
 
 def compiled(results: Sequence[Result]) -> Rows:
     """A prefill as one graph."""
-    for row in (row for result in results for row in result["compiled"]):
-        own, plain = row["seconds"]["median"], row["plain_seconds"]["median"]
-        yield [
-            str(row["batch"]), row["side"], row["backend"], seconds(row["first_seconds"]), seconds(own), seconds(plain),
-            f"x{plain / own:.2f}", f"{row['apart']:.1e}", "yes" if row["same_answer"] else "**no**",
-        ]  # fmt: skip
+    for result in results:
+        plain = {
+            row["batch"]: row["seconds"]["median"]
+            for row in result["compiled"]
+            if row["side"] == "unpruned" and not row["compiled"]
+        }
+        for row in sorted(result["compiled"], key=lambda row: (row["batch"], row["compiled"])):
+            own, gain, whole = row["seconds"]["median"], row["gain"], row["side"] == "unpruned"
+            changed = f"{row['apart']:.1e}", "yes" if row["same_answer"] else "**no**"
+            yield [
+                str(row["batch"]), row["side"], "yes" if row["compiled"] else "no",
+                seconds(row["first_seconds"]) if row["compiled"] else "", seconds(own),
+                "" if whole else f"**x{gain['median']:.2f}**", "" if whole else f"{gain['low']:.2f} - {gain['high']:.2f}",
+                f"x{plain[row['batch']] / own:.2f}", *(changed if row["compiled"] else ("", "")), row["verdict"],
+            ]  # fmt: skip
 
 
 TRACE = ("model", "side", "hooks", "of the prefill", "in them without an operator", "most in", "waits: model", "ours", "sites")

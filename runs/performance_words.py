@@ -74,7 +74,7 @@ the host waits for a value, counted without the profiler. Where the visual token
 once; a site with a fixed count never waits, one with a threshold waits once (`tests/bench/test_counting.py`)."""
 
 QUEUES = """`bash runs/throughput.sh`. Fixed counts pad nothing. Counts per input pad every input to the one of its batch that
-keeps most; `run.report()` tells the share of rows that are such padding. *Alike*: `atp.batches(images, size)` puts pictures
+keeps most, in attention only: elsewhere the rows of all inputs stand one after the other; `run.report()` tells the share. *Alike*: `atp.batches(images, size)` puts pictures
 of like detail into a batch, read from pixels before anything runs. *Capped*: no input keeps more than 1.1 of the mean
 (`Step.ceiling`). Equal memory: the largest batch whose peak beyond the weights stays within that of the unpruned model.
 Where weights are random, counts are drawn with the spread that the shipped model's have, and *alike* knows them: a
@@ -83,8 +83,9 @@ bound."""
 ADVICE = """With a queue use fixed counts, which are the default; with counts per input use `atp.batches`, or a ceiling."""
 
 DECODE = """`bash runs/decode.sh`. A step reads all weights whatever was pruned, and keys and values of what was kept. The first
-table is of long prompts; the second counts what a step of the shipped model does (no timing); the third is a prefill of
-fixed counts as one graph, the first call compiles it."""
+table is of long prompts; the second counts what a step of the shipped model does (no timing); the third is a prefill of the
+shipped model, image included, as it is and as one graph of fixed counts (Inductor; the first call compiles), all sides in turn;
+"against unpruned" compares compiled with compiled, plain with plain."""
 
 GRAPHS = """Where attention has no mask, a step sends no operator of ours to the device (tested); merged patches that weigh more
 than one need a mask, made once for all layers between two sites."""

@@ -33,6 +33,10 @@ onevision-fp32() {
     measure speed-onevision-fp32 --arch llava-onevision-0.5b --tiles 2 --dtype fp32 --budget 0.6,0.4 --answer-tokens 3
 }
 shipped() { ROUNDS=15 measure speed-shipped --model atp-mini-llava --budget 0.6,0.4 --batch 1,4,16 --answer-tokens 1,4; }
+shipped-others() {
+    ROUNDS=15 measure speed-shipped-flamingo --model atp-mini-flamingo --budget 0.6,0.4 --batch 1,4,16 --answer-tokens 4
+    ROUNDS=15 measure speed-shipped-blip2 --model atp-mini-blip2 --budget 0.6,0.4 --batch 1,4,16 --answer-tokens 4
+}
 
-parts "3 shipped" "5 onevision" "4 onevision-batch4" "4 blip2" "3 blip2-batch4" "3 smolvlm-batch4" "2 tiles" "5 smolvlm" "2 blip2-fp32" \
+parts "3 shipped" "2 shipped-others" "5 onevision" "4 onevision-batch4" "4 blip2" "3 blip2-batch4" "3 smolvlm-batch4" "2 tiles" "5 smolvlm" "2 blip2-fp32" \
     "3 onevision-fp32" "3 smolvlm-fp32" -- "$@"

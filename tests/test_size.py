@@ -45,9 +45,9 @@ PLUGINS = [p for p in FILES if p.parent.name in ("adapters", "methods") and p.st
 
 def test_core_and_package() -> None:
     core = [p for p in FILES if p.relative_to(ROOT).parts[0] in CORE or (p.parent == ROOT and p.stem in CORE_MODULES)]
-    # 4,500 until text and tiles left, 5,800 until operators were spared and text left across
-    assert sum(code(p) for p in core if p not in PLUGINS) <= 6_000
-    assert sum(code(p) for p in FILES if p not in PLUGINS) <= 16_000  # 15,000 until chats, kernels and equal lengths
+    # 4,500 until text and tiles left, 5,800 until operators were spared and text left across, 6,000 until padding was left out
+    assert sum(code(p) for p in core if p not in PLUGINS) <= 6_200
+    assert sum(code(p) for p in FILES if p not in PLUGINS) <= 16_500  # 16,000 until padding was left out
 
 
 @pytest.mark.parametrize("path", PLUGINS, ids=lambda p: str(p.relative_to(ROOT)))

@@ -136,7 +136,7 @@ def test_layers_really_run_on_fewer_tokens(name: str) -> None:
     with prune(model, plan=plan_of(model, "uniform")):
         hooks = [
             view.layers[-1].register_forward_pre_hook(
-                lambda module, args, kwargs, view=view: seen[view.name].append(view.read(args, kwargs).hidden.shape[1]),
+                lambda module, args, kwargs, view=view: seen[view.name].append(view.read(args, kwargs).hidden.shape[:2].numel()),
                 with_kwargs=True,
             )
             for view in (adapter.vision, adapter.language)
@@ -147,7 +147,7 @@ def test_layers_really_run_on_fewer_tokens(name: str) -> None:
     full: dict[str, list[int]] = {"vision": [], "language": []}
     hooks = [
         view.layers[-1].register_forward_pre_hook(
-            lambda module, args, kwargs, view=view: full[view.name].append(view.read(args, kwargs).hidden.shape[1]),
+            lambda module, args, kwargs, view=view: full[view.name].append(view.read(args, kwargs).hidden.shape[:2].numel()),
             with_kwargs=True,
         )
         for view in (adapter.vision, adapter.language)

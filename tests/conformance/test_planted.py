@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -48,6 +49,19 @@ def see_padding(mask: Tensor, valid: Tensor) -> Tensor:
 def test_the_reference_notices(monkeypatch: pytest.MonkeyPatch, where: Any, name: str, fault: Any) -> None:
     model = tiny.model()
     monkeypatch.setattr(where, name, fault)
+    with pytest.raises(AssertionError, match="differs from the masked reference"):
+        invariants.equals_reference(model, inputs(model), tiny.plan("atp", adaptive=True), steps=3)
+
+
+@pytest.mark.parametrize("where", ["slots", "back", "flat"])
+def test_the_reference_notices_rows_that_are_packed_to_a_wrong_place(where: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, whole = tiny.model(), passes.packing_of
+
+    def rolled(*given: Any) -> Any:
+        laid = whole(*given)
+        return None if laid is None else replace(laid, **{where: getattr(laid, where).roll(1)})
+
+    monkeypatch.setattr(passes, "packing_of", rolled)
     with pytest.raises(AssertionError, match="differs from the masked reference"):
         invariants.equals_reference(model, inputs(model), tiny.plan("atp", adaptive=True), steps=3)
 

@@ -38,6 +38,9 @@ class Usual(Decoder):
             )
         return super().projections(layer)
 
+    def mixer(self, layer: int) -> nn.Module | None:
+        return None  # what else mixes rows nobody knows
+
 
 class Generic(Scattered):
     """A model of a type without an adapter of its own."""

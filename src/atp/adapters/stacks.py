@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from torch import Tensor, nn
@@ -53,6 +53,16 @@ class StackView(ABC):
     @abstractmethod
     def projections(self, layer: int) -> tuple[nn.Module, nn.Module]:
         """Return the modules whose outputs are the layer's queries and keys, before rotary phases."""
+
+    def mixer(self, layer: int) -> nn.Module | None:
+        """Return the layer's attention, if the layer treats rows one by one everywhere else; None = not known."""
+        return None
+
+    def attend(self, args: Args, kwargs: Kwargs, change: Callable[[Tensor], Tensor]) -> tuple[Args, Kwargs]:
+        """Return the arguments of a `mixer` with `change` applied to the rows that it is called with."""
+        if "hidden_states" in kwargs:
+            return args, dict(kwargs, hidden_states=change(kwargs["hidden_states"]))
+        return (change(args[0]), *args[1:]), kwargs
 
     def before(self, site: int) -> int | None:
         """Return the index of the layer whose rows a site reads, None where there is none."""

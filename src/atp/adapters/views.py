@@ -31,6 +31,10 @@ class Stack(StackView):
         query = getattr(attention, "q_norm", None) or attention.q_proj
         return query, getattr(attention, "k_norm", None) or attention.k_proj
 
+    def mixer(self, layer: int) -> nn.Module | None:
+        found: nn.Module | None = getattr(self.layers[layer], self.attention, None)
+        return found
+
     def projected(self, which: str, output: Tensor) -> Tensor:
         return output.flatten(-2) if output.dim() == 4 else output  # norms of heads give [B, T, H, d]
 

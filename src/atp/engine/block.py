@@ -104,6 +104,7 @@ def prune(
         _install(run, handles)
         yield run
     finally:
+        run.close()
         for handle in handles:
             handle.remove()
     _check_pruned(run, strict)
@@ -117,6 +118,7 @@ def _hooked(run: Run) -> Iterator[None]:
         _install(run, handles)
         yield
     finally:
+        run.close()
         for handle in handles:
             handle.remove()
 

@@ -27,6 +27,7 @@ class Chooser:
         template: ids that ask no question, on the host.
         score_all: whether to score at sites where nothing leaves.
         spent: FLOPs of choosing so far.
+        packed: stacks in which padding ran through attention only.
         levelled: stacks in which all inputs of a batch kept as many as the largest, for want of a mask.
     """
 
@@ -35,6 +36,7 @@ class Chooser:
     score_all: bool = False
     spent: float = 0.0
     levelled: set[str] = field(default_factory=set)
+    packed: set[str] = field(default_factory=set)
     finite: Finite = field(default_factory=Finite)
 
     def choose(self, step: Step, place: Place, forward: int) -> tuple[Record, Tensor]:

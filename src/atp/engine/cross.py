@@ -244,6 +244,10 @@ class CrossPass:
         trace.image_rows = [row for row in range(batch) for _ in range(self.images.alive.shape[0] // batch)]
         trace.grids = [self.adapter.grid] * len(trace.image_rows)
 
+    def close(self) -> None:
+        """Take away what was hooked for the running layer."""
+        self.lines.close()
+
     @property
     def texts(self) -> list[Record]:
         """What happened to text."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from atp.adapters.base import Adapter, Args, Kwargs, OwnView, Prompt
 from atp.engine.census import Census
@@ -76,6 +76,9 @@ class LinePass(StackPass):
         if self.armed and self.capture is not None:
             self.capture.phases = self.view.phases(layer, self.view.read(*(changed or (args, kwargs))))
         return changed
+
+    def _mixer(self, layer: int) -> nn.Module | None:
+        return self.view.mixer(self.view.places.index(layer))
 
     def _decide(self, layer: int, hidden: Tensor) -> Tensor:
         self.reach(layer, hidden)

@@ -11,7 +11,7 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from atp.adapters.base import Adapter, Args, Kwargs, LayerCall, StackView
 from atp.cache import Columns, SubsetStore
@@ -19,6 +19,7 @@ from atp.engine.attention import Capture, cut_phases
 from atp.engine.census import Census
 from atp.engine.choice import Chooser
 from atp.engine.facts import Place
+from atp.engine.packing import Attended, Packing, packing_of
 from atp.plan import Step
 from atp.subset import Subset, build, causal, close, cut_mask, cut_segments, gather, open_rows, ragged_mask, scatter, weighted
 from atp.tokens import Record
@@ -56,8 +57,11 @@ class StackPass:
         self.full: Tensor | None = None  # residual before the running layer
         self.first: Tensor | None = None  # residual before layer 0
         self.merged: list[tuple[Tensor, Tensor]] = []  # residuals before and after tokens were merged
-        self._narrow: tuple[Tensor, Tensor, int | None] | None = None  # last full output, the rows it was made of, its version
+        # last full output, the rows it was made of, how these were laid out, its version
+        self._narrow: tuple[Tensor, Tensor, Packing | None, int | None] | None = None
         self._memo: dict[tuple[Any, ...], tuple[Any, ...]] = {}
+        self.packing: Packing | None = None  # of the subset, where padding would be much
+        self.attended: Attended | None = None  # of the running layer, if it runs packed
         self.weights: Tensor | None = None  # logarithm of how many tokens each place stands for
         if census is not None and census.counts != census.started:
             self.shrink()
@@ -65,7 +69,9 @@ class StackPass:
     def shrink(self) -> None:
         """Run on the live tokens from here on."""
         assert self.census is not None
-        self.subset = build(self.census.live(), self.census.live_counts())
+        counts = self.census.live_counts()
+        self.subset = build(self.census.live(), counts)
+        self.packing = packing_of(self.subset, sum(counts))
         weighs = self.view.maskable and self.chooser.method.weighs(self.view.name)
         self.weights = self.census.weights() if weighs else None
         self._memo.clear()
@@ -92,6 +98,10 @@ class StackPass:
             store = self.adapter.cache_layer(call.cache, layer)
             if store is None and self.subset is not None:
                 store = self.adapter.make_cache_layer(call.cache, layer)
+        mixer = None if self.packing is None or torch.is_grad_enabled() else self._mixer(layer)
+        if mixer is not None and self.packing is not None:
+            self.attended = Attended(self.view, mixer, self.packing)
+            self.chooser.packed.add(self.view.name)
         changed = self._cut(call, store)
         if watched and self.census is not None:
             seen = changed or call
@@ -100,6 +110,10 @@ class StackPass:
             hides = padded or self.view.causal or call.mask is not None or call.bias is not None or past is not None
             self.capture, self.armed = Capture(self.subset, biased(seen), seen.phases, past, hides=hides), True
         return None if changed is None else self.view.write(args, kwargs, changed)
+
+    def _mixer(self, layer: int) -> nn.Module | None:
+        """The attention of a layer, outside of which rows do not meet."""
+        return self.view.mixer(layer)
 
     def _decide(self, layer: int, hidden: Tensor) -> Tensor:
         """Apply the step at the input of a layer, if there is one, and return the states to go on with."""
@@ -149,11 +163,12 @@ class StackPass:
 
     def _rows(self, hidden: Tensor, subset: Subset) -> Tensor:
         """Gather, unless nothing touched the residual, not even in place, since the layer before wrote the same rows."""
-        if self._narrow is not None and self._narrow[0] is hidden and subset.valid is None:
-            _, part, version = self._narrow
-            if version is not None and version == version_of(hidden):
+        packing = None if self.attended is None else self.attended.packing
+        if self._narrow is not None and self._narrow[0] is hidden and (subset.valid is None or packing is not None):
+            _, part, laid, version = self._narrow
+            if laid is packing and version is not None and version == version_of(hidden):
                 return part
-        return gather(hidden, subset)
+        return gather(hidden, subset) if packing is None else packing.gather(hidden)
 
     def _columns(self, hidden: Tensor, store: SubsetStore | None) -> Columns:
         """Return the positions of the keys that this layer will attend to."""
@@ -219,9 +234,17 @@ class StackPass:
             return None
         assert full is not None
         part = self.view.states(output)
-        wide = scatter(full, part, self.subset)
-        self._narrow = (wide, part, version_of(wide))
+        packing = None if self.attended is None else self.attended.packing
+        wide = scatter(full, part, self.subset) if packing is None else packing.scatter(full, part)
+        self._narrow = (wide, part, packing, version_of(wide))
+        self.close()
         return self.view.restated(output, wide)
+
+    def close(self) -> None:
+        """Take away what was hooked for the running layer."""
+        if self.attended is not None:
+            self.attended.remove()
+            self.attended = None
 
     @property
     def extent(self) -> tuple[int, int] | None:

@@ -221,6 +221,22 @@ def rater_rows(adapter: Adapter, method: Method, workload: Workload) -> dict[str
     return {view.name: rater_count(rater_kinds(method, view), adapter.shape, workload, view.name) for view in adapter.views}
 
 
+def check_change(before: Plan, after: Plan) -> None:
+    """Refuse to go on with another plan inside a block.
+
+    Raises:
+        InvalidPlan: another method, or sites that the plan at entry did not have.
+    """
+    known = {step.site for step in before.steps}
+    extra = sorted(str(step.site) for step in after.steps if step.site not in known)
+    if after.method != before.method or extra:
+        sites = ", ".join(sorted(map(str, known))) or "no site"
+        raise InvalidPlan(
+            f"a running plan changes counts and thresholds only; got method {after.method!r} and new sites {extra or 'none'}, "
+            f"the run has method {before.method!r} at {sites}; leave the block and call atp.prune(model, plan=...) again"
+        )
+
+
 def check_plan(adapter: Adapter, plan: Plan, method: Method) -> None:
     """Refuse steps that this model or method cannot follow.
 

@@ -109,6 +109,7 @@ class Report:
         tiles: (ran, all) of each picture in tiles of the last forward, thumbnails among them; () = none was to leave.
         padding: of each stack, the share of the rows that ran only because another input of the batch kept more. It is no part
             of the FLOPs; `atp.batches` makes it small.
+        packed: stacks in which these rows ran through attention only.
     """
 
     method: str
@@ -129,6 +130,7 @@ class Report:
     turn_flops_unpruned: float = 0.0
     tiles: tuple[tuple[int, int], ...] = ()
     padding: dict[str, float] = field(default_factory=dict)
+    packed: tuple[str, ...] = ()
 
     @property
     def ratio(self) -> float:
@@ -157,6 +159,7 @@ class Report:
             "recalled": self.recalled,
             "tiles": [list(one) for one in self.tiles],
             "padding": dict(self.padding),
+            "packed": list(self.packed),
         }
 
     def __str__(self) -> str:
@@ -195,7 +198,10 @@ class Report:
             lines.append(f"{stack}: its layers take no mask, so all inputs of a batch kept as many as the largest")
         for stack, spare in self.padding.items():
             if spare >= TELL:
-                lines.append(f"{stack}: {spare:.0%} of the rows are padding up to the batch's longest; group inputs: atp.batches")
+                where = ", in attention only" if stack in self.packed else ""
+                lines.append(
+                    f"{stack}: {spare:.0%} of the rows are padding up to the batch's longest{where}; group inputs: atp.batches"
+                )
         if self.recalled:
             lines.append(f"decoded tokens: {self.recalled:.0%} of their cross-attention keys remembered, not projected again")
         return "\n".join(lines)
@@ -210,14 +216,14 @@ def make_report(
     levelled: Iterable[str] = (),
     recalled: float = 0.0,
     protected: bool = False,
+    packed: tuple[str, ...] = (),
 ) -> Report:
     """Count what a run spent, and what the same run would have spent unpruned."""
     pruned, full = [Flops(0, 0, 0, 0, selection)], [Flops(0, 0, 0, 0)]
     one = Workload(images=1, text=0, answer=1)
     nothing = (0.0,) * shape.language.layers
     for (patches, layers, embedded, connected, asked), times in ledger.images.items():
-        own = shape.of_size(patches)
-        own = own if asked is None else replace(own, query_flops=asked)
+        own = shape.of_size(patches) if asked is None else replace(shape.of_size(patches), query_flops=asked)
         spent = count(own, one, Lengths(tuple(map(float, layers)), nothing, embedded, connected))
         pruned.append(Flops(spent.vision * times, spent.connector * times, 0, 0))
         spent = count(own, one)
@@ -231,12 +237,11 @@ def make_report(
             spent = _decoded(shape, text, lengths, steps)
             flops.append(Flops(0, 0, spent.prefill * times, spent.decode * times))
     now, on = _turns(shape, ledger, steps, recalled)
-    pruned, full = [*pruned, now], [*full, on]
     return Report(
         method=method,
         plan=plan,
-        flops=_sum(pruned),
-        flops_unpruned=_sum(full),
+        flops=_sum([*pruned, now]),
+        flops_unpruned=_sum([*full, on]),
         prompts=prompts,
         images=sum(ledger.images.values()),
         kept={stack: dict(ledger.kept[stack]) for stack in (*STACKS, "text") if ledger.kept.get(stack)},
@@ -251,6 +256,7 @@ def make_report(
         turn_flops_unpruned=on.prefill,
         tiles=tuple(ledger.tiles),
         padding={stack: 1 - ledger.rows_asked[stack] / ran for stack, ran in ledger.rows_run.items() if ran},
+        packed=packed,
     )
 
 

@@ -17,12 +17,12 @@ from atp.engine.cross import CrossPass
 from atp.engine.encoded import Encoded
 from atp.engine.facts import carried_from
 from atp.engine.passes import StackPass
+from atp.engine.planning import check_change
 from atp.engine.recall import Memory
 from atp.engine.report import Report, make_report
 from atp.engine.smaller import SmallerImage
 from atp.engine.turns import Turns
 from atp.engine.words import Guard
-from atp.errors import InvalidPlan
 from atp.methods import Method
 from atp.plan import Plan, Step
 from atp.subset import Subset, build, gather, scatter
@@ -89,22 +89,14 @@ class Run:
         Raises:
             InvalidPlan: another method, or sites that the plan at entry did not have.
         """
-        known = {step.site for step in self._plan.steps}
-        extra = sorted(str(step.site) for step in plan.steps if step.site not in known)
-        if plan.method != self._plan.method or extra:
-            sites = ", ".join(sorted(map(str, known))) or "no site"
-            raise InvalidPlan(
-                f"a running plan changes counts and thresholds only; got method {plan.method!r} and new sites "
-                f"{extra or 'none'}, the run has method {self._plan.method!r} at {sites}; "
-                "leave the block and call atp.prune(model, plan=...) again"
-            )
+        check_change(self._plan, plan)
         self._plan = plan
 
     def report(self) -> Report:
         """Sum up what was kept, what was spent, and what would have been without pruning."""
         chooser = self.chooser
         done = (self.book.ledger, chooser.spent, chooser.levelled, self.memory.share, self._plan.spells and self.words.meant)
-        return make_report(self.adapter.shape, self._plan, self.method.name, *done)
+        return make_report(self.adapter.shape, self._plan, self.method.name, *done, tuple(sorted(chooser.packed)))
 
     @lazy
     def words(self) -> Guard:
@@ -149,8 +141,15 @@ class Run:
 
     def leave_base(self, module: nn.Module, args: Args, output: Any) -> None:
         """After it, also when it raised."""
+        self.close()
         self._prompt = self._language = self._tower = self._vision = None
         self._towers, self._features, self._live, self._images = [], None, None, None
+
+    def close(self) -> None:
+        """Take away what passes that were broken off left hooked."""
+        for running in (self._vision, self._language):
+            if running is not None:
+                running.close()
 
     # --- vision tower -------------------------------------------------------------------------------------------------
 
@@ -161,6 +160,7 @@ class Run:
             self._resize = SmallerImage(self.adapter, step)
             return self.adapter.resized(args, kwargs, self._resize.shrink)
         self._images = self.adapter.images(args, kwargs)
+        self.close()
         done = (of_tower(self._images), self.steps("vision"), self.chooser, self.book.number)
         self._vision = StackPass(self.adapter, self.adapter.vision, *done)
         return None

@@ -177,7 +177,7 @@ def biased(view: StackView, args: Args, kwargs: Kwargs, bias: Tensor) -> tuple[A
             f"the layers of the {view.name} stack take borders of packed sequences instead of masks, so nothing can be hidden in "
             "them while training; train sites of the language model only: --sites language:2,language:4"
         )
-    length, least = call.hidden.shape[1], torch.finfo(call.hidden.dtype).min
+    length, least = bias.shape[1], torch.finfo(call.hidden.dtype).min  # rows may be packed
     others = 1 - torch.eye(length, device=bias.device, dtype=bias.dtype)
     wide = (bias.unsqueeze(1) * others).unsqueeze(1).to(call.hidden.dtype)  # [S, 1, T, T]
     mask = call.mask
