@@ -74,11 +74,11 @@ the host waits for a value, counted without the profiler. Where the visual token
 once; a site with a fixed count never waits, one with a threshold waits once (`tests/bench/test_counting.py`)."""
 
 QUEUES = """`bash runs/throughput.sh`. Fixed counts pad nothing. Counts per input pad every input to the one of its batch that
-keeps most, in attention only: elsewhere the rows of all inputs stand one after the other; `run.report()` tells the share. *Alike*: `atp.batches(images, size)` puts pictures
-of like detail into a batch, read from pixels before anything runs. *Capped*: no input keeps more than 1.1 of the mean
-(`Step.ceiling`). Equal memory: the largest batch whose peak beyond the weights stays within that of the unpruned model.
-Where weights are random, counts are drawn with the spread that the shipped model's have, and *alike* knows them: a
-bound."""
+keeps most, in attention only: elsewhere the rows of all inputs stand one after the other; `run.report()` tells the share.
+*Alike*: `atp.batches(images, size)` puts pictures of like detail into a batch, read from pixels before anything runs.
+*Capped*: no input keeps more than 1.1 of the mean (`Step.ceiling`). Equal memory: the largest batch whose peak beyond the
+weights stays within that of the unpruned model. Where weights are random, counts are drawn with the spread that the shipped
+model's have, and *alike* knows them: a bound."""
 
 ADVICE = """With a queue use fixed counts, which are the default; with counts per input use `atp.batches`, or a ceiling."""
 

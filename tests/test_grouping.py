@@ -18,23 +18,28 @@ from atp.evals.items import scene_items
 from atp.grouping import detail
 
 
-def stripes(width: int) -> Image.Image:
-    """A white picture whose left part of 112 has black stripes of a block's width."""
+def noisy(width: int) -> Image.Image:
+    """A white picture whose left part of 112 is noise."""
     image = Image.new("RGB", (112, 112), "white")
-    for left in range(0, width, 16):
-        ImageDraw.Draw(image).rectangle((left, 0, left + 7, 111), fill="black")
+    image.paste(Image.effect_noise((112, 112), 120).crop((0, 0, width, 112)), (0, 0))
     return image
 
 
-def test_detail_is_the_share_of_blocks_unlike_their_neighbour() -> None:
-    assert detail(stripes(0)) == 0
-    assert detail(stripes(112)) == 1
-    assert detail(stripes(48)) == pytest.approx(5 / 13)  # edges at 8, 16, ..., 40 of 13 between 14 columns
+def test_detail_is_the_share_of_blocks_without_a_like() -> None:
+    assert detail(noisy(0)) == 0
+    assert detail(noisy(112)) == 1
+    assert detail(noisy(48)) == pytest.approx(6 / 14)
     assert detail(Image.new("RGBA", (9, 30))) == 0
+    checks = Image.new("RGB", (112, 112), "white")
+    for place in range(0, 112, 16):
+        ImageDraw.Draw(checks).rectangle((place, 0, place + 7, 111), fill="black")
+    assert detail(checks) == 0  # edges everywhere, and each block there many times
+    checks.paste((8, 8, 8), (0, 0, 8, 8))  # 8 levels from the black ones: half of what counts
+    assert detail(checks) == pytest.approx(0.5 / 196)
 
 
 def test_batches_hold_every_request_once_and_pictures_alike() -> None:
-    queue = [stripes(width) for width in (112, 16, 80, 0, 48)]
+    queue = [noisy(width) for width in (112, 16, 80, 0, 48)]
     assert atp.batches(queue, 2) == [[3, 1], [4, 2], [0]]
     assert atp.batches([], 4) == []
     with pytest.raises(BadInput, match=r"got size=0; e\.g\. size=16"):

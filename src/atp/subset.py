@@ -52,10 +52,10 @@ def build(live: Tensor, counts: Sequence[int]) -> Subset:
     order = torch.sort(live.to(torch.uint8), dim=1, stable=True).indices
     rows = order[:, length - size :]
     valid = None if min(counts) == size else live.gather(1, rows)
-    return Subset(rows, valid, _flat(rows, length), length)
+    return Subset(rows, valid, numbered(rows, length), length)
 
 
-def _flat(rows: Tensor, length: int) -> Tensor:
+def numbered(rows: Tensor, length: int) -> Tensor:
     """Number the rows through the flattened batch; a single input's are what they are."""
     if len(rows) > 1:
         rows = rows + torch.arange(len(rows), device=rows.device).unsqueeze(1) * length
@@ -68,7 +68,7 @@ def repeat(subset: Subset, copies: int) -> Subset:
         return subset
     rows = subset.rows.repeat_interleave(copies, 0)
     valid = None if subset.valid is None else subset.valid.repeat_interleave(copies, 0)
-    return Subset(rows, valid, _flat(rows, subset.length), subset.length)
+    return Subset(rows, valid, numbered(rows, subset.length), subset.length)
 
 
 def gather(full: Tensor, subset: Subset) -> Tensor:
@@ -86,8 +86,10 @@ def take(full: Tensor, index: Tensor, dim: int = 1) -> Tensor:
     """Take of each `[T, D]` of a batch its own places `index` `[B, K]` along `dim`, 1 or 2; `[B, K, D]` or `[B, T, K]`."""
     if len(index) == 1:
         return full.index_select(dim, index[0])
-    wide = index.unsqueeze(3 - dim)
-    return full.gather(dim, wide.expand(-1, -1, full.shape[2]) if dim == 1 else wide.expand(-1, full.shape[1], -1))
+    if dim == 2:
+        return full.gather(2, index.unsqueeze(1).expand(-1, full.shape[1], -1))
+    width = full.shape[2]  # whole rows of one matrix: an index for every number of them costs many times more
+    return full.reshape(-1, width).index_select(0, numbered(index, full.shape[1])).view(*index.shape, width)
 
 
 def scatter(full: Tensor, part: Tensor, subset: Subset) -> Tensor:
@@ -180,7 +182,7 @@ def ragged_mask(valid: Tensor, queries: int, causal: bool, dtype: torch.dtype | 
         dtype: None for a bool mask, else the dtype of an additive one.
 
     Returns:
-        `[B, 1, queries, C]`, or `[B, 1, 1, C]` where all rows see the same.
+        `[B, 1, queries, C]`, or `[B, 1, 1, C]` where all rows see the same: read as such, it costs attention nothing.
     """
     allowed = valid[:, None, None, :]
     if causal and queries > 1:
@@ -188,8 +190,6 @@ def ragged_mask(valid: Tensor, queries: int, causal: bool, dtype: torch.dtype | 
         order = torch.ones(queries, width, dtype=torch.bool, device=valid.device).tril(width - queries)
         allowed = allowed & order
         allowed = open_rows(allowed, valid[:, width - queries :])
-    elif queries > 1:
-        allowed = allowed.expand(-1, 1, queries, -1)
     if dtype is None:
         return allowed
     return torch.zeros(allowed.shape, dtype=dtype, device=valid.device).masked_fill(~allowed, torch.finfo(dtype).min)

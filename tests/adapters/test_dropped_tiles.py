@@ -14,9 +14,10 @@ from torch import Tensor
 from torch.nn import functional
 
 from atp.adapters import ADAPTERS, adapt, adapter_class
-from atp.adapters.tiled import Tiled
+from atp.adapters.llava_next import LlavaNext
+from atp.adapters.tiled import Picture, Tiled
 from atp.engine import prune
-from atp.engine.pictures import Picture, pictures, residuals
+from atp.engine.pictures import pictures, residuals
 from atp.engine.tiles import choose
 from atp.errors import InvalidPlan, UnsupportedModel
 from atp.plan import Plan, Site, Step
@@ -28,9 +29,11 @@ from families.shuffled import TILE, TILES
 
 KNOWN = {name: family for name, family in FAMILIES.items() if family.model_type in ADAPTERS}
 SERVED = {
-    name: family for name, family in KNOWN.items() if issubclass(kind := adapter_class(family.model_type), Tiled) and kind.tiled
+    name: family
+    for name, family in KNOWN.items()
+    if issubclass(kind := adapter_class(family.model_type), Tiled) and kind.tiled and not issubclass(kind, LlavaNext)
 }
-OTHERS = [name for name in KNOWN if name not in SERVED]
+OTHERS = [name for name in KNOWN if name not in SERVED and not issubclass(adapter_class(KNOWN[name].model_type), LlavaNext)]
 
 
 @cache
@@ -204,7 +207,9 @@ def test_models_without_such_tiles_are_refused(name: str) -> None:
     except UnsupportedModel as refusal:
         pytest.skip(str(refusal))
     with (
-        pytest.raises(InvalidPlan, match="whole tiles leave from idefics3, smolvlm and internvl models only"),
+        pytest.raises(
+            InvalidPlan, match="whole tiles leave from idefics3, smolvlm, internvl, llava_next and llava_onevision models only"
+        ),
         prune(model, tiles=0.5),
     ):
         pass
@@ -216,7 +221,7 @@ def test_noise_is_no_picture() -> None:
         warnings.simplefilter("always")
         with prune(model, tiles=0.5) as run:
             model(**FAMILIES["internvl"].inputs(model))
-    assert any("none of the 10 images of a call is the thumbnail" in str(one.message) for one in told)
+    assert any("none of the 10 images of a call is the thumbnail of a picture in tiles" in str(one.message) for one in told)
     assert run.dropped == 0
 
 

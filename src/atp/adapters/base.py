@@ -123,6 +123,9 @@ class Adapter(ABC):
         """Return methods (of a module, by name) whose calls `layout` reads, where no hook sees what `pack` needs."""
         return ()
 
+    def hear(self, name: str, args: Args, kwargs: Kwargs) -> None:  # noqa: B027  # most need not
+        """Note a call of a watched method before it runs."""
+
     def layout(self, name: str, args: Args, kwargs: Kwargs) -> Any:
         """Read a call of a watched method: what `pack` needs, in the place of the prompt's `extra`; None = nothing new."""
         raise NotImplementedError(f"{type(self).__name__} watches no method")

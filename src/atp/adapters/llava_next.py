@@ -6,15 +6,18 @@ token. `pack` lets the model itself lay the facts out in the same way.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
+from transformers.image_processing_utils import select_best_resolution
 
 from atp.adapters.base import Args, Kwargs, named
 from atp.adapters.llava import Llava
+from atp.adapters.tiled import Picture, Tiled
 from atp.errors import UnsupportedModel
 
 
@@ -35,13 +38,15 @@ class Layout:
     options: dict[str, Any]
 
 
-class LlavaNext(Llava):
+class LlavaNext(Tiled, Llava):
     """`LlavaNextForConditionalGeneration`."""
 
     model_types: ClassVar[tuple[str, ...]] = ("llava_next",)
     mask_place: ClassVar[int] = 3
     tiles: ClassVar[int] = 5
     graphs: ClassVar[bool] = False
+    _cut: Sequence[tuple[tuple[int, int], bool]] = ()
+    """Size of each image of the running `get_image_features`, and whether it is cut into tiles."""
 
     def has_pixels(self, args: Args, kwargs: Kwargs) -> bool:
         pixels = named(kwargs, args, "pixel_values", 1)
@@ -49,9 +54,28 @@ class LlavaNext(Llava):
 
     def watched(self) -> tuple[tuple[nn.Module, str], ...]:
         # `generate` encodes images before the forward, which is not told their sizes.
-        return ((self.base, "pack_image_features"),)
+        return ((self.base, "pack_image_features"), (self.base, "get_image_features"))
+
+    def hear(self, name: str, args: Args, kwargs: Kwargs) -> None:
+        if name != "get_image_features":
+            return
+        sizes = torch.as_tensor(named(kwargs, args, "image_sizes", 1)).tolist()
+        numbers = kwargs.get("batch_num_images")  # several images of a prompt are not cut
+        cut = [True] * len(sizes) if numbers is None else [int(n) == 1 for n in numbers for _ in range(int(n))]
+        self._cut = list(zip(map(tuple, sizes), cut, strict=False))
+
+    def pictures(self, tiles: Tensor) -> list[Picture]:
+        given, self._cut = self._cut, []
+        side, found, start = tiles.shape[-1], [], 0
+        for size, cut in given:
+            one = picture(size, self.config.image_grid_pinpoints, side, start + 1) if cut else None
+            found += [] if one is None else [one]
+            start += 1 if one is None else 1 + one.size
+        return found if start == len(tiles) else []
 
     def layout(self, name: str, args: Args, kwargs: Kwargs) -> Any:
+        if name != "pack_image_features":
+            return None
         features = named(kwargs, args, "image_features", 0)
         known = ("image_features", "image_sizes", "image_newline")
         return Layout(
@@ -74,6 +98,15 @@ class LlavaNext(Llava):
             self.base, facts.split(extra.tiles), extra.sizes, image_newline=newline, **extra.options
         )
         return list(packed)
+
+
+def picture(size: tuple[int, int], resolutions: Sequence[Sequence[int]], side: int, start: int) -> Picture:
+    """Say how an image of `size` (height, width) is cut: enlarged to fit the best resolution, and padded on both sides."""
+    height, width = select_best_resolution(size, [tuple(one) for one in resolutions])
+    tall, wide = height / size[0], width / size[1]
+    new = (min(math.ceil(size[0] * wide), height), width) if wide < tall else (height, min(math.ceil(size[1] * tall), width))
+    box = ((height - new[0]) // 2, (width - new[1]) // 2, *new)
+    return Picture(start, height // side, width // side, before=True, box=box)
 
 
 @dataclass(frozen=True)
@@ -110,7 +143,7 @@ class LlavaOnevision(LlavaNext):
         return (*super().watched(), (self.base, "apply_pooling"), (self.base, "get_video_features"))
 
     def layout(self, name: str, args: Args, kwargs: Kwargs) -> Any:
-        if name == "pack_image_features":
+        if name in ("pack_image_features", "get_image_features"):
             return super().layout(name, args, kwargs)
         if name == "apply_pooling":
             return None
@@ -133,7 +166,7 @@ class LlavaOnevision(LlavaNext):
         there = alive.unsqueeze(-1).to(torch.float64)
         if name == "apply_pooling":
             return made / _share(self.pooled(there), made)
-        if name == "get_video_features":
+        if name in ("get_video_features", "get_image_features"):
             return made
         features, lengths = made
         packed = self.pack(there, (), layout)

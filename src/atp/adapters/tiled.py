@@ -1,12 +1,40 @@
-"""Families that cut a picture into tiles of one size, with the whole picture behind them: how some stay away from the tower."""
+"""Families that cut a picture into tiles of one size, with the whole picture beside them: how some stay away from the tower."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import ClassVar
 
 from torch import Tensor
 
 from atp.adapters.base import Args, Kwargs, named
+
+
+@dataclass(frozen=True)
+class Picture:
+    """Tiles `start` .. `start + rows * columns - 1` of a call, row by row, and a thumbnail behind or before them.
+
+    Attributes:
+        start, rows, columns: as it says.
+        before: whether the thumbnail stands before the tiles.
+        box: (top, left, height, width), the pixels of all tiles together that show the picture, the others pad it; None = all.
+    """
+
+    start: int
+    rows: int
+    columns: int
+    before: bool = False
+    box: tuple[int, int, int, int] | None = None
+
+    @property
+    def size(self) -> int:
+        """Tiles, without the thumbnail."""
+        return self.rows * self.columns
+
+    @property
+    def thumbnail(self) -> int:
+        """Its place."""
+        return self.start - 1 if self.before else self.start + self.size
 
 
 class Tiled:
@@ -19,6 +47,10 @@ class Tiled:
 
     tiled: ClassVar[bool] = True
     beside: ClassVar[tuple[tuple[str, int], ...]] = ()
+
+    def pictures(self, tiles: Tensor) -> list[Picture] | None:
+        """Return which of the tiles of the tower's call make pictures; None = their pixels must tell."""
+        return None
 
     def tiles_of(self, args: Args, kwargs: Kwargs) -> Tensor:
         """Return the pixels `[P, C, H, W]` of the tower's call."""

@@ -66,10 +66,10 @@ def prune(
             says, or all. The first token, special ones, numbers, negations and the last `text_tail` tokens stay in any case.
             What leaves has logits that mean nothing: for answers, not for losses over the prompt.
         text_tail: how many last text tokens stay; they are the question, which rates the others.
-        tiles: of pictures in tiles (SmolVLM, Idefics3, InternVL), what stays before the tower runs, beside the thumbnail: a share
-            of each picture's tiles (0.5), or those that differ from the thumbnail by more than so much in normalised pixels
-            (">0.02"). Alone it is all that happens; a budget is met by the tiles that stay; a threshold's saving comes on top.
-            None = what the plan says, or all.
+        tiles: of pictures in tiles (SmolVLM, Idefics3, InternVL, LLaVA-NeXT, LLaVA-OneVision), what stays before the tower runs,
+            beside the thumbnail: a share of each picture's tiles (0.5), or those that differ from the thumbnail by more than so
+            much in normalised pixels (">0.02"). Alone it is all that happens; a budget is met by the tiles that stay; a
+            threshold's saving comes on top. None = what the plan says, or all.
         second_turn: what a turn does that goes on with the cache: "keep" what the first question chose, or "reselect": run the
             language model again on the conversation and choose by the new question; the report says what that took.
         record_all_scores: score also at sites where nothing leaves (for calibration).

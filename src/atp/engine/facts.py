@@ -14,7 +14,7 @@ from atp.engine.census import Census
 from atp.fusion import Crowd
 from atp.methods.base import Method, Work
 from atp.plan import Site
-from atp.subset import take
+from atp.subset import numbered, take
 from atp.tokens import Rows, Text, Tokens
 
 
@@ -136,13 +136,15 @@ def merge(method: Method, place: Place, tokens: Tokens, keep: Tensor, scores: Te
         # Where an input has fewer tokens than its neighbour nothing is written: the first survivor is once more.
         number = torch.arange(keep.shape[1], device=keep.device).expand_as(keep)
         pick = torch.where(keep, number, keep.to(torch.uint8).argmax(1, keepdim=True))
-        states = states.gather(1, pick.unsqueeze(-1).expand_as(states))
+        states = take(states, pick)
         places = places.gather(1, pick.unsqueeze(-1).expand_as(places))
     sequences = len(census.others)
     states, sizes = states.reshape(sequences, -1, width), None if sizes is None else sizes.detach()
     if sequences == 1:
         return place.hidden.index_copy(1, places.reshape(-1), states), sizes
-    return place.hidden.scatter(1, places.reshape(sequences, -1, 1).expand(-1, -1, width), states), sizes
+    hidden = place.hidden
+    flat = numbered(places.reshape(sequences, -1), hidden.shape[1])
+    return hidden.reshape(-1, width).index_copy(0, flat, states.reshape(-1, width)).view(hidden.shape), sizes
 
 
 def keys(place: Place) -> Tensor:

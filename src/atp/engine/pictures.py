@@ -1,17 +1,18 @@
 """Which tiles of a call make a picture, and what its thumbnail does not tell of them. Part of the engine; knows pixels only.
 
-A picture in tiles is rows x columns of tiles and, behind them, the whole picture at the size of one tile. Which tiles make one is
-read from the pixels alone, for `generate` encodes images without their prompts.
+A picture in tiles is rows x columns of tiles and, beside them, the whole picture at the size of one tile. Where the adapter does
+not know which tiles make one, it is read from the pixels alone, for `generate` encodes images without their prompts.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 from torch.nn import functional
+
+from atp.adapters.tiled import Picture
 
 MOST = 36
 """Tiles of one picture, at most; processors cut up to 12 (InternVL) or 16 (Idefics3)."""
@@ -19,20 +20,6 @@ SIDE, COARSE = 96, 4
 """Pictures are recognised at this size of a tile, by means of `COARSE` x `COARSE` cells of each tile."""
 ALIKE, FLAT = 0.1, 1e-4
 """A thumbnail is one if the tiles differ from it by less than this share of its variance, and if it has any."""
-
-
-@dataclass(frozen=True)
-class Picture:
-    """Tiles `start` .. `start + rows * columns - 1`, row by row; the thumbnail follows them."""
-
-    start: int
-    rows: int
-    columns: int
-
-    @property
-    def thumbnail(self) -> int:
-        """Its place."""
-        return self.start + self.rows * self.columns
 
 
 def pictures(tiles: Tensor) -> list[Picture]:
@@ -74,14 +61,21 @@ def residuals(tiles: Tensor, picture: Picture) -> Tensor:
     """How much of each tile of a picture its thumbnail does not explain, `[rows * columns]`, in units of the pixels.
 
     The root mean square difference between the tile and its part of the thumbnail, enlarged; or from its own mean where that is
-    less, so that a tile of one colour has 0 whatever its neighbours leave on the thumbnail.
+    less, so that a tile of one colour has 0 whatever its neighbours leave on the thumbnail. Pixels that pad the picture count as
+    explained.
     """
-    own = tiles[picture.start : picture.thumbnail]
+    own = tiles[picture.start : picture.start + picture.size]
     own = own.to(torch.promote_types(own.dtype, torch.float32))
     thumbnail = tiles[picture.thumbnail : picture.thumbnail + 1].to(own.dtype)
-    size = (picture.rows * own.shape[-2], picture.columns * own.shape[-1])
-    large = functional.interpolate(thumbnail, size=size, mode="bilinear", align_corners=False)[0]
-    cut = large.reshape(-1, picture.rows, own.shape[-2], picture.columns, own.shape[-1]).permute(1, 3, 0, 2, 4).flatten(0, 1)
-    unexplained = (own - cut).square().mean((1, 2, 3))
-    contrast = (own - own.mean((-2, -1), keepdim=True)).square().mean((1, 2, 3))
+    whole = (picture.rows * own.shape[-2], picture.columns * own.shape[-1])
+    top, left, height, width = picture.box or (0, 0, *whole)
+    large = functional.interpolate(thumbnail, size=(height, width), mode="bilinear", align_corners=False)[0]
+    large = functional.pad(large, (left, whole[1] - left - width, top, whole[0] - top - height))
+    inside = functional.pad(large.new_ones(1, height, width), (left, whole[1] - left - width, top, whole[0] - top - height))
+    cut, shown = (
+        one.reshape(-1, picture.rows, own.shape[-2], picture.columns, own.shape[-1]).permute(1, 3, 0, 2, 4).flatten(0, 1)
+        for one in (large, inside)
+    )
+    mean = (own * shown).sum((-2, -1), keepdim=True) / shown.sum((-2, -1), keepdim=True).clamp(min=1)
+    unexplained, contrast = (((own - other) * shown).square().mean((1, 2, 3)) for other in (cut, mean))
     return torch.minimum(unexplained, contrast).sqrt()

@@ -53,9 +53,8 @@ class Run:
         self._images: Images | None = None
         self._live: tuple[Tensor, list[int], Tensor | None] | None = None
         self._features: tuple[Subset, Tensor] | None = None
-        self.turns = Turns(adapter, reselect)
         self.guard: Callable[[], Guard] = Guard
-        self.encoded, self.memory = Encoded(adapter, self.book.ledger), Memory()
+        self.turns, self.encoded, self.memory = Turns(adapter, reselect), Encoded(adapter, self.book.ledger), Memory()
 
     @property
     def shape(self) -> ModelShape:
@@ -225,6 +224,7 @@ class Run:
 
     def laid_out(self, name: str, method: Callable[..., Any], args: Args, kwargs: Kwargs) -> Any:
         """While the model lays the tower's features out as visual tokens: note how, and mend what dead patches are mixed into."""
+        self.adapter.hear(name, args, kwargs)
         made = method(*args, **kwargs)
         return made if self._tower is None else self._tower.laid_out(self.adapter, name, args, kwargs, made)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from atp.adapters.base import Adapter, Args, Kwargs
-from atp.adapters.tiled import Tiled
+from atp.adapters.tiled import Picture, Tiled
 from atp.budget.amount import Amount, Budget
 from atp.budget.cost import Workload, count
 from atp.engine.census import TowerPass
@@ -83,13 +83,19 @@ class Chosen:
         )
 
 
-def choose(tiles: Tensor, wanted: float | str) -> Chosen:
-    """Choose tiles `[P, C, H, W]`: a share of each picture's, or those with more than a residual; thumbnails always stay."""
+def choose(tiles: Tensor, wanted: float | str, known: Sequence[Picture] | None = None) -> Chosen:
+    """Choose tiles `[P, C, H, W]`: a share of each picture's, or those with more than a residual; thumbnails always stay.
+
+    Args:
+        tiles: of the tower's call.
+        wanted: see `atp.prune`.
+        known: pictures that they make; None = their pixels must tell.
+    """
     ran, counts = [True] * len(tiles), []
-    found = pictures(tiles)
+    found = pictures(tiles) if known is None else known
     scores = torch.cat([residuals(tiles, one) for one in found]).tolist() if found else []
     for one in found:
-        own, scores = scores[: one.thumbnail - one.start], scores[one.thumbnail - one.start :]
+        own, scores = scores[: one.size], scores[one.size :]
         order = sorted(range(len(own)), key=lambda place: -own[place])
         if isinstance(wanted, str):
             stay = {place for place in order if own[place] > float(wanted.strip()[1:])}
@@ -122,10 +128,10 @@ class TiledRun(Run):
         assert isinstance(adapter, Tiled)
         tiles = adapter.tiles_of(args, kwargs)
         with torch.no_grad():
-            chosen = choose(tiles, self.plan.tiles)
+            chosen = choose(tiles, self.plan.tiles, adapter.pictures(tiles))
         self.book.ledger.tiles = chosen.counts
         if not chosen.counts and len(tiles) > 1:
-            told = f"none of the {len(tiles)} images of a call is the thumbnail of tiles before it, so all of them stay"
+            told = f"none of the {len(tiles)} images of a call is the thumbnail of a picture in tiles, so all of them stay"
             self.book.warn("tiles", told)
         if all(chosen.ran):
             return super().enter_tower(module, args, kwargs)
@@ -173,8 +179,8 @@ def check_tiles(adapter: Adapter, tiles: float | str | None) -> None:
     if tiles is not None and not (isinstance(adapter, Tiled) and adapter.tiled):
         kind = "/".join(adapter.model_types) or type(adapter).__name__
         raise InvalidPlan(
-            f"tiles={tiles!r}: whole tiles leave from idefics3, smolvlm and internvl models only, this is a {kind} model; leave "
-            "tiles= away and use budget=, which prunes inside every image"
+            f"tiles={tiles!r}: whole tiles leave from idefics3, smolvlm, internvl, llava_next and llava_onevision models only, "
+            f"this is a {kind} model; leave tiles= away and use budget=, which prunes inside every image"
         )
 
 
