@@ -125,3 +125,18 @@ def image_file(tmp_path: Path, drawing: Image.Image) -> Path:
     """The picture as a PNG file."""
     drawing.save(tmp_path / "drawing.png")
     return tmp_path / "drawing.png"
+
+
+@pytest.fixture(scope="session")
+def fitted(loaded: tuple[Any, Any], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Counts per input of the tiny model for budgets from 0.6 to 0.8, fitted to pictures of more and more boxes. Read only."""
+    from atp.fitting import fit_counts
+
+    pictures = [Image.new("RGB", (36, 36), "grey") for _ in range(10)]
+    for count, picture in enumerate(pictures):
+        for place in range(4 * count):
+            x, y = 6 * (place % 6), 6 * (place // 6)
+            ImageDraw.Draw(picture).rectangle((x, y, x + 5, y + 5), fill=(25 * (place % 9), 250 - 20 * (place % 7), 90))
+    path = tmp_path_factory.mktemp("fitted") / "mine.json"
+    fit_counts(*loaded, pictures, ["how many dogs ?"] * 10, (0.8, 0.6)).save(path)
+    return path

@@ -5,18 +5,14 @@ Only the result goes to stdout; progress, notices and errors go to stderr.
 
 from __future__ import annotations
 
-import contextlib
 import json
 import sys
 import warnings
-from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, TextIO
+from typing import Annotated, Any, TextIO
 
 import typer
 from rich.console import Console
-from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
-from rich.table import Table
 from rich.text import Text
 
 import atp
@@ -26,11 +22,8 @@ from atp.evals.certify.command import calibrate
 from atp.evals.fit_command import fit_counts
 from atp.evals.harness import command
 from atp.gate.command import train_gate
-from atp.refusing import check, refuse, told
-
-if TYPE_CHECKING:
-    from atp.chat import Talk
-    from atp.compare import Comparison
+from atp.printing import bar, empty_table, notice, print_comparison, print_talks, save
+from atp.refusing import applied, check, refuse, told
 
 app = typer.Typer(
     help="Prune tokens inside unmodified vision-language models.",
@@ -43,6 +36,9 @@ app = typer.Typer(
 ModelOption = Annotated[str, typer.Option(help="A shipped model (see `atp models`), a directory, or a hub id.")]
 BudgetOption = Annotated[
     str | None, typer.Option(help="Share of the unpruned FLOPs in (0, 1], or '64 tokens', '250 ms', '24 MB'. [default: 0.6]")
+]
+CalibrationOption = Annotated[
+    str | None, typer.Option(help="File of `atp fit-counts` or `atp calibrate`; adaptive: counts per input, beside the weights.")
 ]
 MethodOption = Annotated[str | None, typer.Option(help="See `atp methods`. [default: atp]")]
 DtypeOption = Annotated[str | None, typer.Option(help="Of the weights. [default: float32 on a CPU, else the checkpoint's]")]
@@ -78,6 +74,7 @@ def run(
     budget: BudgetOption = None,
     method: MethodOption = None,
     plan: Annotated[str | None, typer.Option(help="YAML or JSON file of a plan, instead of a budget.")] = None,
+    calibration: CalibrationOption = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")] = False,
     overlay: Annotated[str | None, typer.Option(help="Write a picture of what was kept to this file.")] = None,
     max_new_tokens: LengthOption = 16,
@@ -94,30 +91,30 @@ def run(
     if then and overlay is not None:
         raise BadInput("--overlay shows one question, a chat has several; leave --overlay or --then away")
     seen = load_image(image)
-    check(budget, method, max_new_tokens, plan, overlay)
-    with _bar(4 if then else 3) as step:
+    given = check(budget, method, max_new_tokens, plan, overlay, calibration, model)
+    with bar(4 if then else 3) as step:
         step("loading the model")
+        from atp.chat import talks
         from atp.compare import compare
 
         loaded, processor = atp.load(model, dtype=dtype, device=device)
+        method, table = applied(given, loaded, method)
         if then:
-            from atp.chat import talks
-
-            asked, pruning = [question, *then], {"budget": budget, "method": method, "plan": plan}
+            asked, pruning = [question, *then], {"budget": budget, "method": method, "plan": plan, "calibration": table}
             found = talks(loaded, processor, seen, asked, max_new_tokens, step, **pruning)
         else:
-            result = compare(loaded, processor, seen, question, budget, method, plan, max_new_tokens, step)
+            result = compare(loaded, processor, seen, question, budget, method, plan, max_new_tokens, step, table)
     if then:
-        _print_talks(asked, found, as_json)
+        print_talks(asked, found, as_json)
         return
     if overlay is not None:
         from atp.demo import picture
 
-        _save(picture(seen, result), overlay)
+        save(picture(seen, result), overlay)
     if as_json:
         typer.echo(json.dumps(result.to_dict(), ensure_ascii=False, allow_nan=False))
         return
-    _print_comparison(result)
+    print_comparison(result)
     if overlay is not None:
         Console().print(Text(f"picture of what was kept: {overlay}"), soft_wrap=True)
 
@@ -127,7 +124,7 @@ def methods() -> None:
     """List the pruning methods."""
     from atp.methods import METHODS
 
-    table = _table("method", "prunes in", "what it keeps", "paper")
+    table = empty_table("method", "prunes in", "what it keeps", "paper")
     for name in atp.list_methods():
         cls = METHODS.get(name)
         table.add_row(name, ", ".join(cls.stacks), (cls.__doc__ or "").strip().splitlines()[0], cls.url or cls.paper)
@@ -143,7 +140,7 @@ def models() -> None:
     from atp.adapters import ADAPTERS, GENERIC, adapter_class
     from atp.loading import SHIPPED
 
-    table = _table("model type", "sites", "connector takes", "towers", "language models")
+    table = empty_table("model type", "sites", "connector takes", "towers", "language models")
     limits, graphs = [], []
     for kind in [*sorted(ADAPTERS), *GENERIC]:
         family = adapter_class(kind)
@@ -170,31 +167,33 @@ def demo(
     model: ModelOption = "atp-mini-llava",
     budget: BudgetOption = None,
     method: MethodOption = None,
+    calibration: CalibrationOption = None,
     max_new_tokens: LengthOption = 16,
 ) -> None:
     """Answer a dozen committed questions with and without pruning; write pictures and one HTML page."""
     from atp.demo import answer_all, questions, together, totals, writable, write_page
 
-    check(budget, method, max_new_tokens)
+    given = check(budget, method, max_new_tokens, calibration=calibration, model=model)
     writable(out)
     answers = []
-    with _bar(len(questions()) + 2) as step:
+    with bar(len(questions()) + 2) as step:
         step("loading the model")
         loaded, processor = atp.load(model)
-        for answer in answer_all(loaded, processor, out, budget, method, max_new_tokens):
+        method, table = applied(given, loaded, method)
+        for answer in answer_all(loaded, processor, out, budget, method, max_new_tokens, calibration=table):
             step(answer.question)
             answers.append(answer)
         step("all questions as one batch")
-        batch = together(loaded, processor, budget, method, max_new_tokens)
-    table = _table("question", "truth", "all tokens", "pruned", "FLOPs", "kept")
+        batch = together(loaded, processor, budget, method, max_new_tokens, calibration=table)
+    shown = empty_table("question", "truth", "all tokens", "pruned", "FLOPs", "kept")
     for answer in answers:
         result = answer.result
         both = [
             Text(given or "-", style="green" if right else "red")
             for given, right in zip((result.answer_unpruned, result.answer), answer.right, strict=True)
         ]
-        table.add_row(answer.question, answer.truth, *both, f"{result.flops_ratio:.1%}", result.kept_in_words)
-    Console().print(table)
+        shown.add_row(answer.question, answer.truth, *both, f"{result.flops_ratio:.1%}", result.kept_in_words)
+    Console().print(shown)
     written = write_page(answers, out, model, batch)
     Console().print(Text(f"{totals(answers)} {batch}\nopen {written}"), soft_wrap=True)
 
@@ -207,82 +206,11 @@ app.command("train-gate")(train_gate)
 app.command("fit-counts")(fit_counts)
 
 
-def _print_comparison(result: Comparison) -> None:
-    console = Console()
-    table = _table("", "all tokens", "pruned", "share")
-    table.add_row("answer", result.answer_unpruned or "-", result.answer or "-", "")
-    for part, whole in result.flops_unpruned.items():
-        spent = result.flops[part]
-        table.add_row(f"{part} FLOPs", _flops(whole), _flops(spent), f"{spent / whole:.1%}" if whole else "-")
-    slow, fast = result.seconds["unpruned"], result.seconds["pruned"]
-    table.add_row("time", f"{1000 * slow:.1f} ms", f"{1000 * fast:.1f} ms", f"{fast / slow:.1%}")
-    for stack, layers in result.kept.items():
-        for layer, kept in layers.items():
-            started = result.started[stack]
-            table.add_row(f"kept at {stack} layer {layer}", str(started), str(kept), f"{kept / max(1, started):.1%}")
-    console.print(Text(f"{result.question}   [{result.method}]", style="bold"), soft_wrap=True)
-    console.print(table)
-
-
-def _print_talks(questions: list[str], found: dict[str, Talk], as_json: bool) -> None:
-    if as_json:
-        turns = {name: {"answers": one.answers, "flops": one.flops} for name, one in found.items()}
-        typer.echo(json.dumps({"questions": questions, "talks": turns}, ensure_ascii=False, allow_nan=False))
-        return
-    table = _table("question", *found)
-    for turn, question in enumerate(questions):
-        table.add_row(question, *(f"{one.answers[turn] or '-'}  [{_flops(one.flops[turn])}]" for one in found.values()))
-    Console().print(table)
-    Console().print(Text("in brackets: counted FLOPs of the turn, from pixels or on the cache"), soft_wrap=True)
-
-
-def _flops(value: float) -> str:
-    for size, unit in ((1e12, "T"), (1e9, "G"), (1e6, "M")):
-        if value >= size:
-            return f"{value / size:.3g} {unit}"
-    return f"{value:.3g}"
-
-
-def _table(*columns: str) -> Table:
-    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
-    for column in columns:
-        table.add_column(column, justify="right" if column in ("share", "FLOPs") else "left", overflow="fold")
-    return table
-
-
-def _save(picture: Any, target: str) -> None:
-    try:
-        picture.save(target)
-    except (OSError, ValueError) as error:
-        raise BadInput(f"cannot write the picture {target!r} ({error}); expected a writable path such as out.png") from None
-
-
-@contextlib.contextmanager
-def _bar(steps: int) -> Iterator[Callable[[str], None]]:
-    """A progress bar on stderr that vanishes when done; calling its function begins the next of `steps` steps."""
-    columns = (SpinnerColumn(), TextColumn("{task.description}", markup=False), BarColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
-        task = progress.add_task("", total=steps)
-        begun = False
-
-        def step(words: str) -> None:
-            nonlocal begun
-            progress.update(task, description=words, advance=1 if begun else 0)
-            begun = True
-
-        yield step
-
-
-def _notice(message: Warning | str, *place: Any, **more: Any) -> None:
-    """Show a warning as one line, without the place in the code."""
-    Console(stderr=True).print(Text(f"note: {' '.join(str(message).split())}", style="yellow"), soft_wrap=True)
-
-
 def main(arguments: list[str] | None = None, stderr: TextIO | None = None) -> None:
     """Run the command line and leave with its exit code: 0, or 2 where the input cannot be used."""
     with warnings.catch_warnings():
         warnings.simplefilter("once", UserWarning)
-        warnings.showwarning = _notice
+        warnings.showwarning = notice
         try:
             code = app(arguments, standalone_mode=False)
         except USAGE as error:

@@ -17,6 +17,7 @@ from atp.asking import build_inputs, new_tokens, visible_box
 from atp.asking import workload as workload_of
 from atp.budget.amount import Amount
 from atp.engine import Run, prune
+from atp.engine.tables import Table
 from atp.errors import BadInput
 from atp.plan import STACKS, Plan
 from atp.tokens import Trace
@@ -93,6 +94,7 @@ def compare(
     plan: Plan | str | Path | None = None,
     max_new_tokens: int = 16,
     on_step: Callable[[str], None] | None = None,
+    calibration: Table | str | Path | None = None,
 ) -> Comparison:
     """Ask a model twice.
 
@@ -100,7 +102,7 @@ def compare(
         model, processor: see `atp.load`.
         image: RGB, see `load_image`.
         question: about it.
-        budget, method, plan: as `atp.prune` takes them.
+        budget, method, plan, calibration: as `atp.prune` takes them.
         max_new_tokens: longest answer.
         on_step: called with a few words before each part of the work.
 
@@ -123,7 +125,7 @@ def compare(
     say("answering with fewer tokens")
 
     def pruned() -> tuple[tuple[Run, Tensor], float]:
-        with prune(model, budget=budget, method=method, plan=plan, processor=processor, workload=workload) as run:
+        with prune(model, budget, method, plan, calibration, processor, workload=workload) as run:
             shorter, seconds = timed(model, processor, inputs, max_new_tokens)
         return (run, shorter), seconds
 

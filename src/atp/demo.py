@@ -16,6 +16,7 @@ from atp.asking import build_inputs, new_tokens, workload
 from atp.budget.amount import Amount
 from atp.compare import Comparison, compare, on_device, timed
 from atp.engine import prune
+from atp.engine.tables import Table
 from atp.errors import BadInput
 from atp.explain import Card, overlay, page, story
 from atp.explain.page import same
@@ -69,7 +70,15 @@ def picture(image: Image.Image, result: Comparison) -> Image.Image:
 
 
 def answer_all(
-    model: Any, processor: Any, out: Path, budget: Amount | None, method: str | None, most: int = 16, source: Path = QUESTIONS
+    model: Any,
+    processor: Any,
+    out: Path,
+    budget: Amount | None,
+    method: str | None,
+    most: int = 16,
+    source: Path = QUESTIONS,
+    *,
+    calibration: Table | None = None,
 ) -> Iterator[Answer]:
     """Answer the questions one by one and write an overlay `NN.png` of each into `out`.
 
@@ -79,7 +88,7 @@ def answer_all(
     writable(out)
     for number, entry in enumerate(questions(source), 1):
         image = load_image(source.parent.parent / entry["image"])
-        result = compare(model, processor, image, entry["question"], budget, method, max_new_tokens=most)
+        result = compare(model, processor, image, entry["question"], budget, method, max_new_tokens=most, calibration=calibration)
         drawn = picture(image, result)
         file = out / f"{number:02d}.png"
         drawn.save(file)
@@ -115,7 +124,14 @@ class Together:
 
 
 def together(
-    model: Any, processor: Any, budget: Amount | None, method: str | None, most: int = 16, source: Path = QUESTIONS
+    model: Any,
+    processor: Any,
+    budget: Amount | None,
+    method: str | None,
+    most: int = 16,
+    source: Path = QUESTIONS,
+    *,
+    calibration: Table | None = None,
 ) -> Together:
     """Answer the questions as one batch, whole and pruned in turn, after a round that warms up.
 
@@ -131,7 +147,7 @@ def together(
     for _ in range(ROUNDS + 1):
         whole, slow = timed(model, processor, inputs, most)
         work = work or workload(adapt(model).shape, processor, inputs, new_tokens(inputs, whole).shape[1])
-        with prune(model, budget=budget, method=method, processor=processor, workload=work):
+        with prune(model, budget, method, calibration=calibration, processor=processor, workload=work):
             short, fast = timed(model, processor, inputs, most)
         said = [processor.tokenizer.batch_decode(new_tokens(inputs, ids), skip_special_tokens=True) for ids in (whole, short)]
         took[0].append(slow)
@@ -209,6 +225,7 @@ def write_page(answers: list[Answer], out: Path, model: str, batch: Together | N
         for answer in answers
     ]
     method = answers[0].result.method if answers else "nothing"
+    method += " with counts per input" if answers and answers[0].result.plan.adaptive else ""
     numbers = [
         (f"{sums.right_unpruned} of {sums.count}", "right with all tokens"),
         (f"{sums.right} of {sums.count}", "right with fewer tokens"),

@@ -13,19 +13,9 @@ from torch import Tensor
 from atp.subset import Subset, gather, numbered, take
 
 __all__ = [
-    "Crowd",
-    "Halves",
-    "Matching",
-    "average",
-    "density_peaks",
-    "distances",
-    "gather",
-    "halve",
-    "match",
-    "matching_flops",
-    "merge_nearest",
-    "nearest_centre",
-]
+    "Crowd", "Halves", "Matching", "average", "density_peaks", "distances", "gather",
+    "halve", "match", "matching_flops", "merge_nearest", "nearest_centre",
+]  # fmt: skip
 
 
 def merge_nearest(full: Tensor, subset: Subset, dropped: Tensor) -> Tensor:
@@ -252,9 +242,9 @@ def average(hidden: Tensor, into: Tensor, size: Tensor) -> tuple[Tensor, Tensor]
     total = torch.zeros_like(hidden)
     if len(hidden) == 1:
         total = total.scatter_add(1, into.unsqueeze(-1).expand_as(hidden), heavy)
-    else:  # rows of one matrix, which takes a fraction of the time
-        wide = numbered(into, hidden.shape[1]).unsqueeze(1).expand(-1, hidden.shape[2])
-        total = total.flatten(0, 1).scatter_add(0, wide, heavy.flatten(0, 1)).view(hidden.shape)
+    else:  # rows of one matrix: a fraction of the time
+        rows = numbered(into, hidden.shape[1]).unsqueeze(1).expand(-1, hidden.shape[2])
+        total = total.flatten(0, 1).scatter_add(0, rows, heavy.flatten(0, 1)).view(hidden.shape)
     grown = torch.zeros_like(size).scatter_add(1, into, size)
     return total / grown.clamp(min=1).to(hidden.dtype).unsqueeze(-1), grown
 

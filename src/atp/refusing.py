@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import sys
 from pathlib import Path
-from typing import Any, NoReturn, TextIO
+from typing import TYPE_CHECKING, Any, NoReturn, TextIO
 
 import typer
 from rich.console import Console
@@ -13,9 +13,21 @@ from rich.text import Text
 
 from atp.errors import BadInput
 
+if TYPE_CHECKING:
+    from atp.calibrations import Given
+    from atp.engine.tables import Table
 
-def check(budget: str | None, method: str | None, most: int, plan: str | None = None, overlay: str | None = None) -> None:
-    """Refuse before a model is loaded what no model could do."""
+
+def check(
+    budget: str | None,
+    method: str | None,
+    most: int,
+    plan: str | None = None,
+    overlay: str | None = None,
+    calibration: str | None = None,
+    model: str = "",
+) -> Given | None:
+    """Refuse before a model is loaded what no model could do; return the calibration, read."""
     from PIL import Image
 
     from atp.budget.amount import Budget
@@ -26,6 +38,8 @@ def check(budget: str | None, method: str | None, most: int, plan: str | None = 
         raise BadInput(f"max_new_tokens is at least 1, got {most}; e.g. --max-new-tokens 16")
     if budget is not None:
         Budget.parse(budget)
+    if plan is not None and calibration is not None:
+        raise BadInput(f"both --plan {plan} and --calibration {calibration} decide how many tokens stay; leave one away")
     for name in (method, Plan.load(plan).method if plan is not None else None):
         if name is not None:
             METHODS.get(name)
@@ -33,6 +47,21 @@ def check(budget: str | None, method: str | None, most: int, plan: str | None = 
         raise BadInput(f"cannot write the picture {overlay!r} (no such folder); expected a writable path such as out.png")
     if overlay is not None and Path(overlay).suffix.lower() not in Image.registered_extensions():
         raise BadInput(f"cannot write the picture {overlay!r} (unknown file extension); expected a path such as out.png")
+    if calibration is None:
+        return None
+    from atp.calibrations import read
+
+    given = read(calibration, model)
+    given.suits(method, budget)
+    return given
+
+
+def applied(given: Given | None, model: Any, method: str | None) -> tuple[str | None, Table | None]:
+    """Return method and calibration for `atp.prune`, after refusing one of another model."""
+    if given is None:
+        return method, None
+    given.fits(model)
+    return given.method, given.table
 
 
 def told(error: Any, said: list[str]) -> str:

@@ -14,6 +14,10 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 if TYPE_CHECKING:
     from atp.bench.settings import Settings
 
+CalibrationOption = Annotated[
+    list[str] | None, typer.Option(help="Of `atp fit-counts` or `atp calibrate`, or adaptive, to time as well; repeatable.")
+]
+
 
 def bench(
     model: Annotated[str | None, typer.Option(help="atp-mini-llava (shipped), a directory, or a hub id.")] = None,
@@ -21,6 +25,7 @@ def bench(
     method: Annotated[str, typer.Option("--method", "--methods", help="Comma-separated, see `atp methods`.")] = "atp",
     compare: Annotated[str, typer.Option(help="Methods that stand beside at the same FLOPs; none = nothing.")] = "resize",
     budget: Annotated[str, typer.Option("--budget", "--budgets", help="Shares of the unpruned FLOPs, comma-separated.")] = "0.6",
+    calibration: CalibrationOption = None,
     batch: Annotated[str, typer.Option(help="Prompts of a batch, comma-separated: 1,4,16.")] = "1",
     answer_tokens: Annotated[str, typer.Option(help="Length of every answer, comma-separated: 1,16,128.")] = "8",
     device: Annotated[str, typer.Option(help="Comma-separated: cpu,cuda:0. [default: a GPU if there is one]")] = "",
@@ -54,8 +59,8 @@ def bench(
     wanted = read.Settings(
         model, arch, read.words("--method", method), read.shares("--budget", budget), read.numbers("--batch", batch, "1,4"),
         read.numbers("--answer-tokens", answer_tokens, "1,16"), read.words("--device", device) if device else ("",),
-        read.dtype(dtype), rounds, warmup, text_tokens, tiles, image, threads, seed,
-        () if compare == "none" else read.words("--compare", compare), keep_all, round_to, quant, depth, keep_tiles, kernels,
+        read.dtype(dtype), rounds, warmup, text_tokens, tiles, image, threads, seed, () if compare == "none" else
+        read.words("--compare", compare), keep_all, round_to, quant, depth, keep_tiles, kernels, tuple(calibration or ()),
     )  # fmt: skip
     prepare(out, trace)
     result = _measured(wanted, out, trace)
@@ -75,6 +80,7 @@ def _measured(wanted: Settings, out: Path, trace: Path | None) -> dict[str, Any]
 
     for name in (*wanted.methods, *wanted.compare):
         METHODS.get(name)
+    wanted.given()
     columns = (TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     console = Console(stderr=True)
     with Progress(*columns, TextColumn("left"), TimeRemainingColumn(), console=console, transient=True) as progress:

@@ -33,7 +33,7 @@ def steps(settings: Settings) -> int:
     """Count the generations that a benchmark makes, at most: warm-up, timed, and a round for memory."""
     rounding = 1 if settings.round_to is None else 2
     asked = rounding * len(settings.methods) + len(set(settings.compare) - set(settings.methods))
-    one = 1 + asked * len(settings.budgets) + settings.keep_all
+    one = 1 + (asked + rounding * len(settings.calibrations)) * len(settings.budgets) + settings.keep_all
     one += 0 if settings.kernels == "torch" else one - 1
     one *= 1 if settings.quant is None else 2
     cases = len(settings.devices) * len(settings.batches) * len(settings.answers)

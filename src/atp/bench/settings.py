@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any, TypeVar
 
+from atp.calibrations import Given, read_all
 from atp.errors import BadInput
 from atp.loading import check_dtype
 
@@ -44,6 +45,7 @@ class Settings:
         image: file, for a model; None = a drawn scene.
         threads: of the host; None = torch's own choice.
         seed: of weights, prompts and random pruning.
+        calibrations: files or "adaptive", each one side a budget, see `calibrations.read`.
         kernels: "triton" = pruned sides once more with attention rows by Triton, see `atp.kernels`; "torch" = not.
     """
 
@@ -69,6 +71,7 @@ class Settings:
     depth: float = 1.0
     keep_tiles: float | None = None
     kernels: str = "torch"
+    calibrations: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if self.model and self.arch:
@@ -77,6 +80,10 @@ class Settings:
             raise BadInput("--image is for a model with a processor; an --arch sees noise of its own size; leave it away")
         if self.depth != 1.0 and not self.arch:
             raise BadInput("--depth builds an --arch with fewer layers; a --model has its own; leave it away")
+        if self.calibrations and (self.arch or self.keep_tiles is not None):
+            other = f"--arch {self.arch}" if self.arch else f"--keep-tiles {self.keep_tiles:g}"
+            why = "is for trained weights, an --arch has random ones" if self.arch else "was fitted with all tiles"
+            raise BadInput(f"--calibration {self.calibrations[0]} {why}; leave it or {other} away")
         if self.quant is not None and self.quant not in QUANTS:
             raise BadInput(f"--quant is {' or '.join(QUANTS)}, got {self.quant!r}; e.g. --quant {QUANTS[0]}")
         if self.kernels not in KERNELS:
@@ -94,6 +101,14 @@ class Settings:
         """What is measured, in a word."""
         name = self.arch or self.model or "atp-mini-llava"
         return name if self.depth == 1.0 else f"{name} at {self.depth:g} of its depth"
+
+    def given(self) -> tuple[Given, ...]:
+        """Return the calibrations, read.
+
+        Raises:
+            BadInput: one cannot be used for this model or these budgets.
+        """
+        return read_all(self.calibrations, self.subject, self.budgets, (*self.methods, *self.compare))
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values."""

@@ -1,14 +1,16 @@
-"""What is compared: the unpruned model, every method at every budget, and what stands beside them."""
+"""What is compared: the unpruned model, every method at every budget, counts per input, and what stands beside them."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from typing import Any
 
 from atp.bench.subject import Subject
 from atp.budget.cost import Flops, Workload, count, visual_after
 from atp.budget.rounding import rounded
+from atp.calibrations import beside
 from atp.engine import prune
 from atp.errors import BadInput, InvalidPlan, UnknownMethod, UnsupportedModel
 from atp.kernels import obstacle
@@ -52,13 +54,15 @@ def sides(subject: Subject, workload: Workload) -> tuple[list[Side], dict[str, s
     made, left_out = [Side(BASE)], {}
     first: Exception | None = None
     found = 0
-    for method in dict.fromkeys((*settings.methods, *settings.compare)):
-        asked = method in settings.methods
-        for budget in settings.budgets:
+    for row, given in beside(list(dict.fromkeys((*settings.methods, *settings.compare))), subject.given):
+        method, table = (row, None) if given is None else (given.method, given.table)
+        asked = given is not None or row in settings.methods
+        for budget in settings.budgets if given is None else given.budgets(settings.budgets):
+            stay = None if method == SMALLER else settings.keep_tiles
+            how: dict[str, Any] = {"processor": subject.processor, "workload": workload, "tiles": stay, "calibration": table}
             try:
-                stay = None if method == SMALLER else settings.keep_tiles
-                with prune(subject.model, budget, method, processor=subject.processor, workload=workload, tiles=stay) as run:
-                    name = f"{method} {budget:g}" + ("" if stay is None else f", tiles {stay:g}")
+                with prune(subject.model, budget, method, **how) as run:
+                    name = f"{row} {budget:g}" + ("" if stay is None else f", tiles {stay:g}")
                     own = list(_of_plan(subject, workload, run.plan, name, asked))
             except UnknownMethod:
                 raise
@@ -67,7 +71,7 @@ def sides(subject: Subject, workload: Workload) -> tuple[list[Side], dict[str, s
                 if fewer is not None:
                     made.append(fewer)
                     continue
-                left_out[f"{method} {budget:g}"] = str(error)
+                left_out[f"{row} {budget:g}"] = str(error)
                 first = first or (error if asked else None)
                 continue
             made += own

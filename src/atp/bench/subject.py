@@ -18,6 +18,7 @@ from atp.bench import memory
 from atp.bench.quantise import quantised, weight_bytes
 from atp.bench.settings import Settings
 from atp.budget.cost import Workload
+from atp.calibrations import Given
 from atp.errors import BadInput
 from atp.images import load_image
 from atp.loading import build_inputs, load
@@ -39,6 +40,7 @@ class Subject:
         processor: None where the weights are random.
         settings: of the benchmark.
         quantised: the parts of its quantised copy; None = there is none.
+        given: calibrations of the settings, of this model.
     """
 
     name: str
@@ -46,6 +48,7 @@ class Subject:
     processor: Any
     settings: Settings
     quantised: Adapter | None = None
+    given: tuple[Given, ...] = ()
 
     def adapter_of(self, quantised: bool) -> Adapter:
         """Return the parts of the model itself, or of its quantised copy."""
@@ -67,11 +70,12 @@ class Subject:
         return device
 
     def inputs(self, batch: int, tiles: int | None = None) -> dict[str, Tensor]:
-        """Return a batch of equal prompts, ready for `generate`; `tiles` takes the place of the settings' own."""
+        """Return a batch of prompts of one length, ready for `generate`; `tiles` takes the place of the settings' own."""
         wanted = self.settings
         if self.processor is None:
             return example(self.adapter, batch, wanted.text, tiles or wanted.tiles, wanted.seed)
-        made = build_inputs(self.processor, [_picture(wanted)] * batch, [QUESTION] * batch)
+        places = range(batch) if self.given else [0] * batch  # counts per input are those of different pictures
+        made = build_inputs(self.processor, [_picture(wanted, place) for place in places], [QUESTION] * batch)
         model = self.model
         moved = {name: value.to(model.device) for name, value in made.items()}
         return {name: value.to(model.dtype) if value.is_floating_point() else value for name, value in moved.items()}
@@ -85,10 +89,10 @@ class Subject:
         return Workload(images=images, text=len(ids) - visual, answer=answer)
 
 
-def _picture(settings: Settings) -> Image.Image:
+def _picture(settings: Settings, place: int) -> Image.Image:
     if settings.image is not None:
         return load_image(settings.image)
-    return Image.fromarray(render(make_scene(settings.seed, "val"), SCENE)[0])
+    return Image.fromarray(render(make_scene(settings.seed + place, "val"), SCENE)[0])
 
 
 def open_subject(settings: Settings, device: str) -> Subject:
@@ -102,9 +106,12 @@ def open_subject(settings: Settings, device: str) -> Subject:
         BadInput: an unknown name, device or dtype; or it does not fit into memory.
     """
     if settings.arch is None:
+        given = settings.given()
         with explained("loading the model", settings, device):
             model, processor = load(settings.subject, dtype=settings.dtype, device=device or None)
-            return _subject(model, processor, settings)
+            for one in given:
+                one.fits(model)
+            return _subject(model, processor, settings, given)
     target = _target(device)
     kind: torch.dtype = getattr(torch, settings.dtype or "bfloat16")
     check_room(settings.arch, target, kind, settings.depth, 1 if settings.quant is None else 2)
@@ -112,9 +119,9 @@ def open_subject(settings: Settings, device: str) -> Subject:
         return _subject(_built(settings.arch, target, kind, settings.seed, settings.depth), None, settings)
 
 
-def _subject(model: Any, processor: Any, settings: Settings) -> Subject:
+def _subject(model: Any, processor: Any, settings: Settings, given: tuple[Given, ...] = ()) -> Subject:
     copy = None if settings.quant is None else adapt(quantised(model, settings.quant))
-    return Subject(settings.subject, adapt(model), processor, settings, copy)
+    return Subject(settings.subject, adapt(model), processor, settings, copy, given)
 
 
 def _target(device: str) -> torch.device:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from atp.bench.clock import PARTS
@@ -58,10 +58,18 @@ def _case(case: Mapping[str, Any]) -> Iterator[str]:
         yield from _aligned([GAINS, *rows])
     if case.get("quantised_bytes"):
         yield f"weights: {size(case['weight_bytes'])}, quantised {size(case['quantised_bytes'])}"
+    own = [side["side"] for side in case["sides"] if any(step["threshold"] is not None for step in _steps(side))]
+    if own:
+        yield f"{', '.join(own)}: counts per input; their FLOPs are those of these pictures, a budget is met on average over many"
     for name, tiles in case.get("tiles", {}).items():
         yield f"{name}: a smaller image, {tiles} tiles instead of {case['images']}"
     for name, reason in case["left_out"].items():
         yield f"{name} left out: {reason}"
+
+
+def _steps(side: Mapping[str, Any]) -> Sequence[Mapping[str, Any]]:
+    steps: Sequence[Mapping[str, Any]] = side.get("plan", {}).get("steps", ())
+    return steps
 
 
 def _times(side: Mapping[str, Any]) -> tuple[str, ...]:

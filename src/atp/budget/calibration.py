@@ -207,7 +207,8 @@ def read_json(path: str | Path, what: str) -> Mapping[str, Any]:
     try:
         data = json.loads(Path(path).read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise BadInput(f"cannot read the {what} {str(path)!r}: {error}") from None
+        wrote = "expected what atp fit-counts or atp calibrate wrote"
+        raise BadInput(f"cannot read the {what} {str(path)!r}: {error}; {wrote}") from None
     return data if isinstance(data, Mapping) else {"format": type(data).__name__}
 
 

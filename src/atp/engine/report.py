@@ -10,6 +10,7 @@ from typing import Any
 from atp.budget.cost import Flops, Lengths, Workload, count
 from atp.budget.shape import ModelShape
 from atp.engine.census import Census, Crossing, TowerPass
+from atp.engine.kept import Kept
 from atp.plan import STACKS, Plan
 from atp.tokens import Record
 
@@ -32,6 +33,7 @@ class Ledger:
         decoded: tokens that ran after their prompt.
         seconds: host time of scoring and choosing.
         kept: of the last forward, tokens kept by stack, layer and input.
+        over_all: of all forwards, by stack and layer.
         tiles: of its pictures in tiles, (ran, all) of each.
         rows_run, rows_asked: of each stack, over layers: with what pads inputs to the longest of their batch, and without.
     """
@@ -44,6 +46,7 @@ class Ledger:
     decoded: int = 0
     seconds: float = 0.0
     kept: dict[str, dict[int, list[int]]] = field(default_factory=dict)
+    over_all: dict[str, dict[int, Kept]] = field(default_factory=dict)
     tiles: list[tuple[int, int]] = field(default_factory=list)
     rows_run: Counter[str] = field(default_factory=Counter)
     rows_asked: Counter[str] = field(default_factory=Counter)
@@ -52,6 +55,8 @@ class Ledger:
         """Add what the sites of one pass through a stack did."""
         self.seconds += sum(record.seconds for record in records)
         self.kept[stack] = {record.layer: list(record.counts) for record in records}
+        for record in records:
+            self.over_all.setdefault(stack, {}).setdefault(record.layer, Kept()).add(record.started, record.counts)
 
     def tower(self, tower: TowerPass) -> None:
         """Add the images of one pass of the tower."""
@@ -98,6 +103,7 @@ class Report:
         flops, flops_unpruned: by part; the unpruned run has the same images, prompts and answers.
         prompts, images: how many ran.
         kept: tokens kept by stack, layer and input, of the last forward.
+        over_all: over all inputs of the run, mean, least and most tokens kept, by stack and layer.
         equivalent_tokens: mean visual tokens per language layer and prompt.
         equivalent_text: mean text tokens per language layer and prompt, where text may leave; else None.
         turns: second turns that chose anew.
@@ -121,6 +127,7 @@ class Report:
     kept: dict[str, dict[int, list[int]]]
     equivalent_tokens: float
     seconds: float
+    over_all: dict[str, dict[int, Kept]] = field(default_factory=dict)
     levelled: tuple[str, ...] = ()
     recalled: float = 0.0
     equivalent_text: float | None = None
@@ -148,6 +155,7 @@ class Report:
             "prompts": self.prompts,
             "images": self.images,
             "kept": {stack: {str(layer): rows for layer, rows in layers.items()} for stack, layers in self.kept.items()},
+            "over_all": {stack: {str(n): one.to_dict() for n, one in layers.items()} for stack, layers in self.over_all.items()},
             "equivalent_tokens": self.equivalent_tokens,
             "equivalent_text": self.equivalent_text,
             "text_protected": self.protected,
@@ -176,9 +184,8 @@ class Report:
         for stack, layers in self.kept.items():
             for layer, rows in layers.items():
                 shown = ", ".join(map(str, rows[:8])) + (", ..." if len(rows) > 8 else "")
-                lines.append(
-                    f"text kept at language:{layer}: {shown}" if stack == "text" else f"kept at {stack}:{layer}: {shown}"
-                )
+                place = "text kept at language" if stack == "text" else f"kept at {stack}"
+                lines.append(f"{place}:{layer}: {shown}{self.over_all.get(stack, {}).get(layer, '')}")
         if self.tiles:
             shown = ", ".join(f"{ran} of {whole}" for ran, whole in self.tiles[:8]) + (", ..." if len(self.tiles) > 8 else "")
             lines.append(f"tiles that ran, with the thumbnail: {shown}")
@@ -220,8 +227,7 @@ def make_report(
 ) -> Report:
     """Count what a run spent, and what the same run would have spent unpruned."""
     pruned, full = [Flops(0, 0, 0, 0, selection)], [Flops(0, 0, 0, 0)]
-    one = Workload(images=1, text=0, answer=1)
-    nothing = (0.0,) * shape.language.layers
+    one, nothing = Workload(images=1, text=0, answer=1), (0.0,) * shape.language.layers
     for (patches, layers, embedded, connected, asked), times in ledger.images.items():
         own = shape.of_size(patches) if asked is None else replace(shape.of_size(patches), query_flops=asked)
         spent = count(own, one, Lengths(tuple(map(float, layers)), nothing, embedded, connected))
@@ -245,6 +251,7 @@ def make_report(
         prompts=prompts,
         images=sum(ledger.images.values()),
         kept={stack: dict(ledger.kept[stack]) for stack in (*STACKS, "text") if ledger.kept.get(stack)},
+        over_all={stack: {n: replace(one) for n, one in layers.items()} for stack, layers in ledger.over_all.items()},
         equivalent_tokens=ledger.visual / prompts if prompts else 0.0,
         seconds=ledger.seconds,
         levelled=tuple(sorted(levelled)),

@@ -33,6 +33,9 @@ def evaluate(
         str, typer.Option("--budgets", "--budget", help="Shares of the unpruned FLOPs; 1.0 is the unpruned model.")
     ] = "1.0,0.6",
     plan: Annotated[list[str] | None, typer.Option(help="YAML or JSON file of a plan to ask as well; repeatable.")] = None,
+    calibration: Annotated[
+        list[str] | None, typer.Option(help="Of `atp fit-counts` or `atp calibrate`, or adaptive, to ask as well; repeatable.")
+    ] = None,
     corruptions: Annotated[str, typer.Option(help="Names, groups, severities: common:3,typing:2,fog:1-3.")] = "",
     data: Annotated[str, typer.Option(help="Folder of the official files. [default: draws scenes]")] = "",
     split: Annotated[str, typer.Option(help="Of the official files.")] = "val",
@@ -60,7 +63,7 @@ def evaluate(
     lists = (read.words(tasks), read.words(methods), read.budgets(budgets), tuple(plan or ()), read.corruptions(corruptions))
     files: tuple[Any, ...] = (data, scenes, split, limit)
     how: tuple[Any, ...] = (seed, batch, count, prompt, max_new_tokens, dtype, device)
-    asked = replace(read.Settings(model, *lists, *files, *how), strict=strict)
+    asked = replace(read.Settings(model, *lists, *files, *how), strict=strict, calibrations=tuple(calibration or ()))
     with _bar() as step:
         done = run(asked, number, out, step, chosen(engine, workers), form)
     Console().print(Text("\n".join(_told(done, out))), soft_wrap=True)

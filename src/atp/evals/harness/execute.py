@@ -14,6 +14,7 @@ from typing import Any
 
 from atp.budget.calibration import fingerprint
 from atp.budget.cost import Workload
+from atp.calibrations import read_all
 from atp.errors import BadInput
 from atp.evals.harness import asking, header, parquet, records
 from atp.evals.harness.answering import Asker, Said
@@ -121,7 +122,10 @@ def prepare(settings: Settings, out: Path) -> Prepared:
         raise BadInput(f"cannot make the folder {str(out)!r}: {error.strerror}; choose another one with --out") from None
     for plan in settings.plans:
         Plan.load(plan)  # a file that is not there is said at once
+    given = read_all(settings.calibrations, settings.model, settings.budgets, settings.methods)
     model, processor = load(settings.model, dtype=settings.dtype, device=settings.device)
+    for one in given:
+        one.fits(model)
     bare = asking.plain(settings)
     tasks = asking.open_all(settings, asking.data_folder(settings, out), bare)
     images = tiles(model)
@@ -135,7 +139,7 @@ def prepare(settings: Settings, out: Path) -> Prepared:
                 batches = asking.batches(sizes, settings.batch)
             if disturbance is None:
                 workloads[name] = asking.workload(task, processor, sizes, images)
-                cells[name] = all_cells(model, processor, settings, workloads[name])
+                cells[name] = all_cells(model, processor, settings, workloads[name], given)
             work += [Work(name, task, disturbance, tuple(numbers)) for numbers in batches]
     return Prepared(settings, Asker(model, processor), bare, tasks, workloads, cells, work)
 

@@ -23,7 +23,8 @@ class Table:
 
 def tables(task: Mapping[str, Any]) -> list[Table]:
     """Return the tables of one task that have rows."""
-    found = [_accuracy(task), _official(task), by_name(task), _robustness(task), _disturbed(task), _swapped(task)]
+    costs = [_accuracy(task), _per_input(task)]
+    found = [*costs, _official(task), by_name(task), _robustness(task), _disturbed(task), _swapped(task)]
     return [table for table in found if table.rows]
 
 
@@ -87,6 +88,22 @@ def _accuracy(task: Mapping[str, Any]) -> Table:
         "may be longer; then 10^9 an item by part. ms: median an item."
     )
     return Table("Accuracy and cost", (*columns, *(f"{part} GF" for part in PARTS)), tuple(rows), " ".join(notes))
+
+
+def _per_input(task: Mapping[str, Any]) -> Table:
+    rows = tuple(
+        (
+            name,
+            f"{one['other']} {one['budget']:g}",
+            interval(one["gap"]),
+            str(one["items"]),
+            *(_number(one[flops], 3) for flops in ("flops", "other_flops")),
+        )
+        for name, one in task.get("per_input", {}).items()
+    )
+    columns = ("setting", "fixed counts", f"{task['metric']}, minus fixed", "items", "FLOPs", "FLOPs, fixed")
+    note = "Thresholds spend a budget on average over the inputs they were fitted to; these inputs may spend more or less."
+    return Table("Counts per input against fixed counts at the same budget", columns, rows, note)
 
 
 def _official(task: Mapping[str, Any]) -> Table:

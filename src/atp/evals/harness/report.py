@@ -19,6 +19,7 @@ from atp.evals.harness.page import page
 from atp.evals.harness.pareto import pareto
 from atp.evals.harness.robust import robustness
 from atp.evals.harness.settings import REFERENCE, Settings
+from atp.evals.harness.versus import against_fixed
 from atp.evals.stats import paired_bootstrap
 from atp.evals.tasks import Task
 from atp.evals.tasks.base import REGISTRY as TASKS
@@ -109,6 +110,7 @@ def _task(found: Gathered, name: str, task: Task | str) -> dict[str, Any]:
         "items": found.header["items"][name]["count"],
         "solved_for": found.header.get("solved_for", {}).get(name),
         "rows": [row(found, name, label, primary) for label in cells],
+        "per_input": {label: asdict(one) for label, one in against_fixed(found, name).items()},
         "official": official,
         "splits": {label: parts for label, parts in splits.items() if parts},
         "names": {} if isinstance(task, str) else by_name(task, {label: found.of(name, CLEAN, label) for label in official}),

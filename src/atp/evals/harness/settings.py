@@ -28,6 +28,7 @@ class Settings:
         methods: beside the unpruned model, which is always asked.
         budgets: shares of the unpruned FLOPs; 1 is the unpruned model, whatever the method.
         plans: files of plans, asked as further methods.
+        calibrations: files or "adaptive", asked as further methods at the same budgets; see `calibrations.read`.
         corruptions: disturbances, each as `name:severity`; the clean items are always asked.
         data: folder of official files, empty = `scenes` generated ones.
         split: of the files.
@@ -61,6 +62,7 @@ class Settings:
     device: str | None = None
     singly: bool = False
     strict: bool = False
+    calibrations: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if not self.tasks:
@@ -86,15 +88,10 @@ class Settings:
         """The corruptions, seeded."""
         return read_disturbances(",".join(self.corruptions), self.seed) if self.corruptions else ()
 
-    @property
-    def pruned(self) -> list[tuple[str, float]]:
-        """(method, budget) of every setting that prunes."""
-        methods = [method for method in self.methods if method != REFERENCE]
-        return [(method, budget) for method in methods for budget in self.budgets if budget < 1]
-
     def to_dict(self) -> dict[str, Any]:
-        """Return plain values."""
-        return {name: list(v) if isinstance(v, tuple) else v for name, v in dataclasses.asdict(self).items()}
+        """Return plain values; records made before there were calibrations have none."""
+        plain = {name: list(v) if isinstance(v, tuple) else v for name, v in dataclasses.asdict(self).items()}
+        return plain if self.calibrations else {name: value for name, value in plain.items() if name != "calibrations"}
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Settings:

@@ -60,19 +60,35 @@ def versus(found: Gathered, first: str = "atp") -> Iterator[Versus]:
         first: the method.
     """
     for task in found.tasks:
-        metric = TASKS.get(task.partition(":")[0]).primary
         for cell in found.cells(task).values():
             method, budget = cell["method"], cell["budget"]
-            if budget is None or method in (first, REFERENCE):
-                continue
-            mine, theirs = (found.of(task, CLEAN, label(name, budget)) for name in (first, method))
-            both = gather.shared(mine, theirs, metric)
-            if not both:
-                continue
-            own, other = gather.scores(mine, both, metric), gather.scores(theirs, both, metric)
-            gap = paired_bootstrap(own, other, gather.images(mine, both))
-            flops, others = (float(gather.cost(entries)["flops_share"]) for entries in (mine, theirs))
-            yield Versus(task, budget, method, metric, gap, len(both), flops, others)
+            if budget is not None and method not in (first, REFERENCE):
+                one = _duel(found, task, budget, first, method)
+                if one is not None:
+                    yield one
+
+
+def against_fixed(found: Gathered, task: str) -> dict[str, Versus]:
+    """Compare counts per input with the same method's fixed counts at the same budget; by the name of the former."""
+    duels = {}
+    for name, cell in found.cells(task).items():
+        plan, budget = cell.get("plan") or {"steps": ()}, cell["budget"]
+        if budget is not None and any(step.get("threshold") is not None for step in plan["steps"]):
+            duels[name] = _duel(found, task, budget, cell["method"], plan["method"])
+    return {name: one for name, one in duels.items() if one is not None}
+
+
+def _duel(found: Gathered, task: str, budget: float, first: str, method: str) -> Versus | None:
+    """Compare two methods at a budget; None where they have no answer to one item."""
+    metric = TASKS.get(task.partition(":")[0]).primary
+    mine, theirs = (found.of(task, CLEAN, label(name, budget)) for name in (first, method))
+    both = gather.shared(mine, theirs, metric)
+    if not both:
+        return None
+    own, other = gather.scores(mine, both, metric), gather.scores(theirs, both, metric)
+    gap = paired_bootstrap(own, other, gather.images(mine, both))
+    flops, others = (float(gather.cost(entries)["flops_share"]) for entries in (mine, theirs))
+    return Versus(task, budget, method, metric, gap, len(both), flops, others)
 
 
 def tally(found: Iterable[Versus]) -> dict[str, int]:
