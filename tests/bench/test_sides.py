@@ -54,6 +54,27 @@ def test_every_side_that_is_asked_for() -> None:
     assert share["random 0.8 /8"] < share["random 0.8"] <= 0.8 < 0.9 < share["random keep-all"] < 1
 
 
+def test_a_method_as_its_authors_run_it() -> None:
+    """FastV reads written attention maps: the language model's alone attends eagerly, while that side runs."""
+    own = subject(methods=("random",), budgets=(0.8,), compare=("fastv",), eager=("fastv",))
+    model: Any = own.adapter.model
+    attending: list[tuple[str, str]] = []
+    layer = adapt(model).language.layers[0]
+    hook = layer.register_forward_pre_hook(
+        lambda *given: attending.append(
+            (model.config.text_config._attn_implementation, model.config.vision_config._attn_implementation)
+        )
+    )
+    told: list[str] = []
+    made = case(own, 1, 1, told.append)
+    hook.remove()
+    assert [side["side"] for side in made["sides"]] == ["unpruned", "random 0.8", "fastv 0.8", "fastv 0.8, eager"]
+    assert len(told) == steps(own.settings)
+    assert attending == ([("sdpa", "sdpa")] * 3 + [("eager", "sdpa")]) * 3
+    with pytest.raises(BadInput, match="--eager fastv is measured beside the same method; add it: --compare fastv"):
+        Settings(eager=("fastv",))
+
+
 def test_compared_methods_alone_do_not_hide_an_error() -> None:
     own = subject(methods=("fastv",), budgets=(0.2,), compare=("resize",))
     with pytest.raises(UnreachableBudget, match="fastv"):

@@ -8,6 +8,7 @@ from importlib import import_module, metadata
 from typing import Any
 
 from atp.adapters.base import Adapter
+from atp.adapters.written import eager
 from atp.errors import UnsupportedModel
 from atp.registry import did_you_mean
 
@@ -107,4 +108,4 @@ def adapt(model: Any, name: str | None = None) -> Adapter:
     return build(model)
 
 
-__all__ = ["ADAPTERS", "TESTED", "Adapter", "adapt", "adapter_class", "check_version", "list_models"]
+__all__ = ["ADAPTERS", "TESTED", "Adapter", "adapt", "adapter_class", "check_version", "eager", "list_models"]

@@ -34,9 +34,7 @@ def bench(
     warmup: Annotated[int, typer.Option(help="How often each side runs before that.")] = 1,
     text_tokens: Annotated[int, typer.Option(help="Words of a prompt, for an --arch.")] = 32,
     tiles: Annotated[int | None, typer.Option(help="Tower images of a prompt, for an --arch. [default: a photo's]")] = None,
-    keep_tiles: Annotated[
-        float | None, typer.Option(help="Share of a picture's tiles that stay before the tower runs, e.g. 0.5.")
-    ] = None,
+    keep_tiles: Annotated[float | None, typer.Option(help="Share of a picture's tiles that reach the tower, e.g. 0.5.")] = None,
     depth: Annotated[float, typer.Option(help="Share of the layers of an --arch that are built, e.g. 0.5.")] = 1.0,
     quant: Annotated[str | None, typer.Option(help="int8: all sides once more, weights in int8 by torchao.")] = None,
     round_to: Annotated[
@@ -44,6 +42,7 @@ def bench(
     ] = None,
     keep_all: Annotated[bool, typer.Option(help="One more side that saves nothing: what the machinery costs.")] = False,
     kernels: Annotated[str, typer.Option(help="triton: pruned sides once more, attention rows by Triton on a GPU.")] = "torch",
+    eager: Annotated[str, typer.Option(help="Methods once more with eager attention, as fastv's authors run it: fastv.")] = "",
     trace: Annotated[Path | None, typer.Option(help="Write a profile of one pruned prefill to this JSON file.")] = None,
     image: Annotated[str | None, typer.Option(help="File, for a --model. [default: a drawn scene]")] = None,
     threads: Annotated[int | None, typer.Option(help="Of the host. [default: torch's choice]")] = None,
@@ -61,6 +60,7 @@ def bench(
         read.numbers("--answer-tokens", answer_tokens, "1,16"), read.words("--device", device) if device else ("",),
         read.dtype(dtype), rounds, warmup, text_tokens, tiles, image, threads, seed, () if compare == "none" else
         read.words("--compare", compare), keep_all, round_to, quant, depth, keep_tiles, kernels, tuple(calibration or ()),
+        read.words("--eager", eager) if eager else (),
     )  # fmt: skip
     prepare(out, trace)
     result = _measured(wanted, out, trace)

@@ -34,6 +34,7 @@ def steps(settings: Settings) -> int:
     rounding = 1 if settings.round_to is None else 2
     asked = rounding * len(settings.methods) + len(set(settings.compare) - set(settings.methods))
     one = 1 + (asked + rounding * len(settings.calibrations)) * len(settings.budgets) + settings.keep_all
+    one += len(settings.eager) * len(settings.budgets)
     one += 0 if settings.kernels == "torch" else one - 1
     one *= 1 if settings.quant is None else 2
     cases = len(settings.devices) * len(settings.batches) * len(settings.answers)

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from atp.adapters import eager
 from atp.bench import memory
 from atp.bench.clock import Clock, Stopwatch
 from atp.bench.hooks import HookTimer
@@ -66,6 +67,7 @@ def generate(subject: Subject, inputs: dict[str, Tensor], side: Side, answer: in
         watch = stack.enter_context(Stopwatch(adapter, clock))
         probe = stack.enter_context(memory.CacheProbe(adapter).watching())
         run, timer = None, HookTimer(model, watch)
+        stack.enter_context(eager(model) if side.eager else contextlib.nullcontext())
         if side.plan is not None:
             run = stack.enter_context(prune(model, plan=side.plan, processor=subject.processor))
             timer.wrap()

@@ -46,6 +46,7 @@ class Settings:
         threads: of the host; None = torch's own choice.
         seed: of weights, prompts and random pruning.
         calibrations: files or "adaptive", each one side a budget, see `calibrations.read`.
+        eager: methods once more with eager attention in the language model, as their authors run them.
         kernels: "triton" = pruned sides once more with attention rows by Triton, see `atp.kernels`; "torch" = not.
     """
 
@@ -72,6 +73,7 @@ class Settings:
     keep_tiles: float | None = None
     kernels: str = "torch"
     calibrations: tuple[str, ...] = ()
+    eager: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if self.model and self.arch:
@@ -84,6 +86,9 @@ class Settings:
             other = f"--arch {self.arch}" if self.arch else f"--keep-tiles {self.keep_tiles:g}"
             why = "is for trained weights, an --arch has random ones" if self.arch else "was fitted with all tiles"
             raise BadInput(f"--calibration {self.calibrations[0]} {why}; leave it or {other} away")
+        alone = sorted(set(self.eager) - {*self.methods, *self.compare})
+        if alone:
+            raise BadInput(f"--eager {','.join(alone)} is measured beside the same method; add it: --compare {','.join(alone)}")
         if self.quant is not None and self.quant not in QUANTS:
             raise BadInput(f"--quant is {' or '.join(QUANTS)}, got {self.quant!r}; e.g. --quant {QUANTS[0]}")
         if self.kernels not in KERNELS:

@@ -31,6 +31,7 @@ class Side:
         tiles: of an image that is smaller before it is cut into tiles; None = as all others.
         flops: of one prompt, and those of the unpruned model, where the plan does not tell.
         kernels: what computes attention rows, see `atp.kernels`.
+        eager: whether the language model writes its attention out as a map.
     """
 
     name: str
@@ -39,6 +40,12 @@ class Side:
     tiles: int | None = None
     flops: tuple[Flops, Flops] | None = None
     kernels: str = "torch"
+    eager: bool = False
+
+    @property
+    def method(self) -> str | None:
+        """Of its plan."""
+        return None if self.plan is None else self.plan.method
 
 
 def sides(subject: Subject, workload: Workload) -> tuple[list[Side], dict[str, str]]:
@@ -82,6 +89,7 @@ def sides(subject: Subject, workload: Workload) -> tuple[list[Side], dict[str, s
     if settings.keep_all and inside and inside[0].plan is not None:
         inside.append(keep_all(subject, workload, inside[0].plan))
         made.append(inside[-1])
+    made += [replace(side, name=f"{side.name}, eager", eager=True) for side in inside if side.method in settings.eager]
     if settings.kernels != "torch":
         made += [replace(side, name=f"{settings.kernels} + {side.name}", kernels=settings.kernels) for side in inside]
     if subject.quantised is not None:
