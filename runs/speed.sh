@@ -26,6 +26,9 @@ smolvlm-batch4() { # small images
 tiles() { # half of a photo's tiles leave before the tower runs, patches of the others in it
     measure speed-smolvlm-bf16-tiles --arch smolvlm-256m --dtype bf16 --budget 0.6,0.4 --keep-tiles 0.5 --answer-tokens 3
 }
+tiles-onevision() {
+    measure speed-onevision-bf16-tiles --arch llava-onevision-0.5b --dtype bf16 --budget 0.6,0.4 --keep-tiles 0.5 --answer-tokens 3
+}
 smolvlm() { measure speed-smolvlm-bf16 --arch smolvlm-256m --dtype bf16 --budget 0.6,0.4 --answer-tokens 3,20; }
 smolvlm-fp32() { measure speed-smolvlm-fp32 --arch smolvlm-256m --tiles 5 --dtype fp32 --budget 0.6,0.4 --answer-tokens 3; }
 blip2-fp32() { measure speed-blip2-fp32 --arch blip2-opt-2.7b --depth 0.5 --dtype fp32 --budget 0.6,0.4 --answer-tokens 3; }
@@ -38,5 +41,5 @@ shipped-others() {
     ROUNDS=15 measure speed-shipped-blip2 --model atp-mini-blip2 --budget 0.6,0.4 --batch 1,4,16 --answer-tokens 4
 }
 
-parts "3 shipped" "2 shipped-others" "5 onevision" "4 onevision-batch4" "4 blip2" "3 blip2-batch4" "3 smolvlm-batch4" "2 tiles" "5 smolvlm" "2 blip2-fp32" \
+parts "3 shipped" "2 shipped-others" "5 onevision" "4 onevision-batch4" "4 blip2" "3 blip2-batch4" "3 smolvlm-batch4" "2 tiles" "2 tiles-onevision" "5 smolvlm" "2 blip2-fp32" \
     "3 onevision-fp32" "3 smolvlm-fp32" -- "$@"
