@@ -7,9 +7,9 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 source runs/measure.sh
 
-shipped() { into throughput-shipped throughput.json "$python" runs/throughput.py --queue 128 --batch 16 --answer 4; }
+shipped() { into throughput-shipped throughput.json "$python" runs/throughput.py --queue 128 --batch 16 --answer 4 --rounds "${ROUNDS:-7}"; }
 smolvlm() {
-    into throughput-smolvlm throughput.json "$python" runs/throughput.py --arch smolvlm-256m --depth 0.5 --queue 32 --batch 16 --answer 8
+    into throughput-smolvlm throughput.json "$python" runs/throughput.py --arch smolvlm-256m --depth 0.5 --queue 32 --batch 16 --answer 8 --rounds "${ROUNDS:-3}"
 }
 
 parts "3 shipped" "5 smolvlm" -- "$@"
