@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from atp.adapters.base import Args, Kwargs, StackView
@@ -57,7 +58,7 @@ def packing_of(subset: Subset, total: int) -> Packing | None:
     if valid is None or not 0 < total <= (1 - LEAST) * valid.numel():
         return None
     asked = valid.flatten()
-    slots = asked.sort(descending=True, stable=True).indices[:total]
+    slots = asked.to(torch.uint8).sort(descending=True, stable=True).indices[:total]
     return Packing(subset.flat.index_select(0, slots), slots, (asked.cumsum(0) - 1).clamp(min=0), len(valid))
 
 
