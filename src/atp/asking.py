@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -29,9 +30,17 @@ def build_inputs(processor: Any, images: Sequence[Image.Image], questions: Seque
         Keyword arguments for `model.generate`: `input_ids [B, L]`, `attention_mask [B, L]`, `pixel_values`, ...
 
     Raises:
-        BadInput: no image, no question, an empty one, unequal numbers, or the image placeholder inside a question.
+        BadInput: no processor, no image, no question, an empty one, unequal numbers, or the image placeholder inside a question.
     """
-    images = [images] if isinstance(images, Image.Image) else list(images)
+    if not hasattr(processor, "tokenizer"):
+        raise BadInput(
+            f"expected the model's processor, got {type(processor).__name__}; e.g. model, processor = atp.load('atp-mini-llava')"
+        )
+    given: list[Any] = [images] if isinstance(images, Image.Image | str | Path) else list(images)
+    for one in given:
+        if isinstance(one, str | Path):
+            raise BadInput(f"an image is a picture, got the path {str(one)!r}; open it: atp.load_image({str(one)!r})")
+    images = given
     questions = [questions] if isinstance(questions, str) else list(questions)
     if not images:
         raise BadInput("no image given, expected one for each question; e.g. images=[load_image('cat.png')]")

@@ -49,8 +49,7 @@ def load(name: str | Path = DEFAULT, dtype: str | torch.dtype | None = None, dev
     Example:
         >>> model, processor = load("atp-mini-llava")
     """
-    target = _device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    kind = check_dtype(dtype) if dtype is not None else ("float32" if target.type == "cpu" else "auto")
+    kind, target = check_kind(dtype, device)
     source = resolve(name)
     check_model_type(source)
     model, processor, found = _from_pretrained(source, kind)
@@ -164,6 +163,16 @@ def check_dtype(dtype: str | torch.dtype) -> str:
     if name not in DTYPES:
         raise BadInput(f"unknown dtype {name!r}.{did_you_mean(name, DTYPES)} Expected one of: {', '.join(DTYPES)}")
     return name
+
+
+def check_kind(dtype: str | torch.dtype | None, device: str | None) -> tuple[str, torch.device]:
+    """Return the name of the dtype and the device that `load` takes; nothing is loaded.
+
+    Raises:
+        BadInput: an unknown dtype, a device that is not there.
+    """
+    target = _device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    return check_dtype(dtype) if dtype is not None else ("float32" if target.type == "cpu" else "auto"), target
 
 
 def _device(name: str) -> torch.device:

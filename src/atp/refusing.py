@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import itertools
 import sys
 from pathlib import Path
@@ -43,10 +44,14 @@ def check(
     for name in (method, Plan.load(plan).method if plan is not None else None):
         if name is not None:
             METHODS.get(name)
-    if overlay is not None and not Path(overlay).parent.is_dir():
-        raise BadInput(f"cannot write the picture {overlay!r} (no such folder); expected a writable path such as out.png")
-    if overlay is not None and Path(overlay).suffix.lower() not in Image.registered_extensions():
-        raise BadInput(f"cannot write the picture {overlay!r} (unknown file extension); expected a path such as out.png")
+    if overlay is not None:
+        form = Image.registered_extensions().get(Path(overlay).suffix.lower())
+        try:
+            Image.new("RGB", (8, 8)).save(io.BytesIO(), form or "none")
+        except (OSError, ValueError, KeyError):  # a form that is only read, or has no colours
+            why = f"{Path(overlay).suffix or 'no file extension'}: no form of pictures that can be written in colour"
+            raise BadInput(f"cannot write the picture {overlay!r} ({why}); expected a path such as out.png") from None
+        writable(Path(overlay), "picture", "out.png")
     if calibration is None:
         return None
     from atp.calibrations import read
@@ -62,6 +67,32 @@ def applied(given: Given | None, model: Any, method: str | None) -> tuple[str | 
         return method, None
     given.fits(model)
     return given.method, given.table
+
+
+def writable(path: Path, what: str, example: str, make: bool = False) -> None:
+    """Say at once, and not after the work, that a file has no place; none is left there.
+
+    Args:
+        path: of the file.
+        what: it is.
+        example: of a path.
+        make: its folder where that is absent.
+
+    Raises:
+        BadInput: it cannot be written.
+    """
+    there = True
+    try:
+        there = path.exists()
+        if make:
+            path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("a"):
+            pass
+    except (OSError, ValueError) as error:
+        why = getattr(error, "strerror", None) or error
+        raise BadInput(f"cannot write the {what} {str(path)!r} ({why}); expected a writable path such as {example}") from None
+    if not there:
+        path.unlink()
 
 
 def told(error: Any, said: list[str]) -> str:

@@ -36,13 +36,16 @@ class World:
         self.runs.append(plan)
         return [self._one(plan, row) for row in range(len(self.latent))]
 
+    def values(self, row: int, stack: str, alive: Tensor) -> Tensor:
+        """Scores of the tokens that are alive."""
+        return (self.latent[row] + self.noise[0 if stack == "vision" else 1, row])[alive].softmax(0)
+
     def _one(self, plan: Plan, row: int) -> Observed:
         alive = torch.arange(196)
         scores: dict[Site, list[Tensor]] = {}
         shares: dict[Site, float] = {}
         for step in plan.steps:
-            noise = self.noise[0 if step.site.stack == "vision" else 1, row]
-            values = (self.latent[row] + noise)[alive].softmax(0)
+            values = self.values(row, step.site.stack, alive)
             kept = int(allocate(values[None], torch.ones(1, len(alive), dtype=torch.bool), step, torch.tensor([196])))
             scores[step.site] = [values]
             alive = alive[values.topk(kept).indices.sort().values]
@@ -92,6 +95,39 @@ def test_without_budget_only_the_shares_count() -> None:
     for step, wanted in zip(plan.steps, start.steps, strict=True):
         assert step.keep == pytest.approx(wanted.keep, abs=0.01)
     assert len(world.runs) == len(start.steps) + 1
+
+
+def test_fixed_steps_stay_what_was_run() -> None:
+    """Their keep is what they do, not only what is expected of them."""
+    start = fixed(0.6)
+    steps = [replace(step, absolute=step.site.stack == "vision") for step in start.steps]
+    world = World(0, 60)
+    plan = calibrate(world, replace(start, steps=tuple(steps)))
+    assert [step.adaptive for step in plan.steps] == [True, True, False, False]
+    assert [step.keep for step in plan.steps[2:]] == [step.keep for step in start.steps[2:]]
+    assert any(len(run.steps) == 4 and spent(world(run)) == spent(world(plan)) for run in world.runs)
+
+
+class Tied(World):
+    """Half of the tokens of all inputs have one absolute score, as those of a plain background."""
+
+    def values(self, row: int, stack: str, alive: Tensor) -> Tensor:
+        return torch.where(alive % 2 == 0, 0.4, self.latent[row][alive].sigmoid())
+
+
+@pytest.mark.parametrize("budget", [0.5, 0.6])
+def test_tokens_that_are_alike_do_not_leave_a_budget_unspent(budget: float) -> None:
+    """No common factor of the thresholds spends it: all that are alike leave at once."""
+    world, start = Tied(0, 20), fixed(budget)
+    plan = calibrate(world, replace(start, steps=tuple(replace(step, absolute=True) for step in start.steps)))
+    assert 0.99 * budget <= spent(world(plan)) <= budget
+    assert len(world.runs) <= 4 + 12 + 6 + 1
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_a_small_budget_is_met_as_nearly_as_a_large_one(seed: int) -> None:
+    world = World(seed, 60)
+    assert 0.99 * 0.2 <= spent(world(calibrate(world, fixed(0.2)))) <= 0.2
 
 
 def test_low_counts_pass_a_floor_that_would_forbid_them() -> None:

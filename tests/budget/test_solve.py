@@ -174,3 +174,11 @@ def test_options_and_raters_reach_the_plan() -> None:
     assert plan.budget == 0.6
     assert sum(s.keep for s in dear.steps) < sum(s.keep for s in plan.steps)
     assert Plan.from_dict(plan.to_dict()) == plan
+
+
+def test_choosing_that_takes_more_than_it_saves_is_unreachable_in_words() -> None:
+    from atp.errors import UnreachableBudget
+
+    with pytest.raises(UnreachableBudget, match=r"lowest reachable is 1\.00; use budget=1\.00") as found:
+        solve(MINI, 0.6, "atp", raters={"vision": 1e6, "language": 1e6})
+    assert found.value.lowest == 1.0

@@ -24,6 +24,7 @@ from atp.bench.sides import sides
 from atp.bench.subject import Subject, explained, open_subject
 from atp.bench.summary import RULE, summary
 from atp.errors import BadInput
+from atp.loading import check_kind
 
 SCHEMA, FILE = 1, "bench.json"
 Step = Callable[[str], None]
@@ -62,6 +63,8 @@ def bench(
         AtpError: a name, a budget or a size that cannot be had, with what to use instead.
     """
     say = on_step or (lambda words: None)
+    for device in settings.devices:  # the last is refused before the first is timed
+        check_kind(None, device or None)
     before = torch.get_num_threads()
     if settings.threads is not None:
         torch.set_num_threads(settings.threads)

@@ -8,6 +8,7 @@ behind a function that the caller passes.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -20,8 +21,11 @@ from atp.errors import AtpError, InvalidPlan
 from atp.plan import Plan, Site, Step
 from atp.tokens import Record
 
-TOLERANCE = 0.005
-"""A calibrated plan spends between budget - TOLERANCE and budget on the calibration set, as shares of the unpruned FLOPs."""
+TOLERANCE, PART = 0.005, 0.01
+"""A calibrated plan spends between budget - TOLERANCE and budget on the calibration set, as shares of the unpruned FLOPs, and no
+larger part of a small budget is left over than PART."""
+STRETCH, SAME = 0.22, 1e-3
+"""First step of the search, in logs of the thresholds' factor, and the least one: nearer factors are the same."""
 
 
 @dataclass(frozen=True)
@@ -71,7 +75,7 @@ def observed(records: Iterable[Record], flops: float, unpruned: float) -> Observ
     return Observed(scores, started, flops, unpruned)
 
 
-def calibrate(run: Run, plan: Plan, budget: float | None = None, *, tolerance: float = TOLERANCE, rounds: int = 12) -> Plan:
+def calibrate(run: Run, plan: Plan, budget: float | None = None, *, tolerance: float | None = None, rounds: int = 12) -> Plan:
     """Turn a fixed plan into an adaptive one that spends the same on average.
 
     Args:
@@ -79,8 +83,9 @@ def calibrate(run: Run, plan: Plan, budget: float | None = None, *, tolerance: f
         plan: fixed plan, e.g. from `solve`; its `keep` are the mean shares to reach. Where steps are absolute, only they get
             thresholds and the others keep their counts.
         budget: mean share of the unpruned FLOPs; None = that of the plan. Where both are None, only the shares count.
-        tolerance: the result spends at most `budget` and at least `budget - tolerance`, where the scores permit.
-        rounds: runs for the correction.
+        tolerance: the result spends at most `budget` and at least `budget - tolerance`, where the scores permit; None = the
+            smaller one of `TOLERANCE` and `PART` of the budget.
+        rounds: runs for the correction; half as many more where no common factor meets the budget.
 
     Returns:
         The plan with thresholds; `keep` holds the mean shares measured on the set, `budget` the one asked for.
@@ -102,9 +107,11 @@ def calibrate(run: Run, plan: Plan, budget: float | None = None, *, tolerance: f
     if budget is not None:
         check_share("budget", budget, positive=True)
     found: list[Step] = []
-    fits = [step for step in steps if step.absolute] or steps
+    fits = fitted(plan)
     for step in steps:
-        if step not in fits:
+        wanted = step in fits
+        step = replace(step, keep=min([step.keep, *(s.keep for s in found if s.site.stack == step.site.stack)]))
+        if not wanted:
             found.append(step)
             continue
         probe = replace(plan, steps=(*found, replace(step, threshold=None)))
@@ -112,7 +119,12 @@ def calibrate(run: Run, plan: Plan, budget: float | None = None, *, tolerance: f
     adaptive = replace(plan, steps=tuple(found), budget=budget)
     if budget is None:
         return _measured(adaptive, run(adaptive))
-    return _corrected(run, adaptive, budget, tolerance, rounds)
+    return _corrected(run, adaptive, budget, min(TOLERANCE, PART * budget) if tolerance is None else tolerance, rounds)
+
+
+def fitted(plan: Plan) -> list[Step]:
+    """Return the steps that get thresholds: the absolute ones, or where there is none all."""
+    return [step for step in plan.steps if step.absolute] or list(plan.steps)
 
 
 def threshold_for(scores: Sequence[Tensor], started: Sequence[int], step: Step) -> tuple[float, float]:
@@ -155,48 +167,107 @@ def _fitted(step: Step, before: Sequence[Step], scores: Sequence[Tensor], starte
     return replace(step, threshold=threshold, keep=min(share, bound))
 
 
-def _corrected(run: Run, plan: Plan, budget: float, tolerance: float, rounds: int) -> Plan:
-    """Scale all thresholds by a common factor until the mean FLOPs lie in [budget - tolerance, budget]."""
-    low, high, factor = 0.0, float("inf"), 1.0  # low spends too much, high little enough
+@dataclass
+class _Search:
+    """Tries plans and remembers the best: what spends most of the budget, and not more.
+
+    Attributes:
+        run: runs the calibration set.
+        budget: not to be passed. tolerance: by which it may be missed. rounds: runs that are left.
+        best: share and plan; None = all spent too much. least: spent by any.
+    """
+
+    run: Run
+    budget: float
+    tolerance: float
+    rounds: int
     best: tuple[float, Plan] | None = None
-    least = float("inf")
-    for _ in range(max(1, rounds)):
-        scaled = replace(
-            plan, steps=tuple(s if s.threshold is None else replace(s, threshold=s.threshold * factor) for s in plan.steps)
-        )
-        seen = run(scaled)
+    least: float = float("inf")
+
+    def spends(self, plan: Plan) -> float:
+        """Run a plan and return the share it spends."""
+        seen, self.rounds = self.run(plan), self.rounds - 1
         share = spent(seen)
-        least = min(least, share)
-        if share > budget:
-            low = factor
-        else:
-            high = factor
-            if best is None or share > best[0]:
-                best = (share, _measured(scaled, seen))
-            if share >= budget - tolerance:
-                break
-        factor = _between(low, high)
-    if best is None:
+        self.least = min(self.least, share)
+        if share <= self.budget and (self.best is None or share > self.best[0]):
+            self.best = (share, _measured(plan, seen))
+        return share
+
+    @property
+    def done(self) -> bool:
+        """Whether the budget is met, or no run is left."""
+        return self.rounds <= 0 or (self.best is not None and self.best[0] >= self.budget - self.tolerance)
+
+    def between(self, low: Plan, high: Plan) -> None:
+        """Take thresholds of `low`, which spends too much, at the first sites, of `high` behind them; at one also half way."""
+        below, above = 0, len(low.steps)  # steps that are of `low`
+        while above - below > 1 and not self.done:
+            middle = (below + above) // 2
+            mixed = replace(high, steps=(*low.steps[:middle], *high.steps[middle:]))
+            below, above = (below, middle) if self.spends(mixed) > self.budget else (middle, above)
+        step, bottom, top = low.steps[below], low.steps[below].floor, low.steps[below].ceiling
+        while step.adaptive and top - bottom > 1e-3 and not self.done:
+            ceiling = (bottom + top) / 2  # inputs whose count jumps from much to little at once are held in between
+            cut = replace(step, ceiling=ceiling, keep=min(step.keep, ceiling))
+            later = high.steps[below + 1 :]
+            later = tuple(replace(s, keep=min(s.keep, cut.keep)) if s.site.stack == step.site.stack else s for s in later)
+            mixed = replace(high, steps=(*low.steps[:below], cut, *later))
+            bottom, top = (bottom, ceiling) if self.spends(mixed) > self.budget else (ceiling, top)
+
+
+def _corrected(run: Run, plan: Plan, budget: float, tolerance: float, rounds: int) -> Plan:
+    """Scale all thresholds by a common factor until the mean FLOPs lie in [budget - tolerance, budget].
+
+    Where many tokens have one score, no factor does: a smaller one spends too much, the next larger one much less. Then some
+    sites take the one, the others the other.
+    """
+    search = _Search(run, budget, tolerance, max(1, rounds))
+    low: tuple[float, float] | None = None  # log of a factor, and the share it spends: too much, and little enough
+    high: tuple[float, float] | None = None
+    power, stretch = 0.0, STRETCH
+    while not search.done:
+        share = search.spends(_scaled(plan, power))
+        low, high = ((power, share), high) if share > budget else (low, (power, share))
+        if low and high and high[0] - low[0] < SAME:
+            break
+        power = _next(low, high, budget - tolerance / 2, stretch, search.rounds % 2 == 0)
+        stretch = min(2 * stretch, 4.0)
+    if search.best is None:
         raise InvalidPlan(
             f"no scale of the thresholds of {plan.method!r} at {', '.join(str(s.site) for s in plan.steps)} brings the mean "
-            f"FLOPs down to {budget:g}: the lowest found is {least:.3f}; ask for budget={least + 0.005:.2f}, "
+            f"FLOPs down to {budget:g}: the lowest found is {search.least:.3f}; ask for budget={search.least + 0.005:.2f}, "
             "lower the steps' floor, or use a fixed plan"
         )
-    return best[1]
+    search.rounds += max(1, rounds) // 2
+    if low and high and not search.done:
+        search.between(_scaled(plan, low[0]), _scaled(plan, high[0]))
+    return search.best[1]
 
 
-def _between(low: float, high: float) -> float:
-    if high == float("inf"):
-        return low * 1.25
-    return high / 1.25 if low == 0.0 else (low * high) ** 0.5
+def _scaled(plan: Plan, power: float) -> Plan:
+    """The plan with all thresholds times e to a power."""
+    steps = (s if s.threshold is None else replace(s, threshold=s.threshold * math.exp(power)) for s in plan.steps)
+    return replace(plan, steps=tuple(steps))
+
+
+def _next(low: tuple[float, float] | None, high: tuple[float, float] | None, aim: float, stretch: float, halve: bool) -> float:
+    """Where to try next: beyond what is known, or between, nearer to what spends nearer to the aim or in the middle."""
+    if low is None or high is None:
+        known = low or high
+        assert known is not None
+        return known[0] + (stretch if high is None else -stretch)
+    part = 0.5 if halve else (low[1] - aim) / max(low[1] - high[1], 1e-12)
+    return low[0] + min(max(part, 0.15), 0.85) * (high[0] - low[0])
 
 
 def _measured(plan: Plan, seen: Sequence[Observed]) -> Plan:
     """The plan with the mean shares it kept."""
     steps: list[Step] = []
     for step in plan.steps:
-        padded, alive, total = _stacked(*_recorded(seen, step.site))
-        share = float((allocate(padded, alive, step, total).double() / total).mean())
+        share = step.keep  # of a fixed step: another one would be another plan
+        if step.adaptive:
+            padded, alive, total = _stacked(*_recorded(seen, step.site))
+            share = float((allocate(padded, alive, step, total).double() / total).mean())
         bound = min((s.keep for s in steps if s.site.stack == step.site.stack), default=1.0)
         steps.append(replace(step, keep=min(share, bound)))
     return replace(plan, steps=tuple(steps))

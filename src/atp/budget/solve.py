@@ -234,7 +234,8 @@ class _Family:
         stacks = {site.stack for site in self.sites}
         idle = {0.0: "tower", 1.0: "language model"}.get(float(self.balance)) if len(stacks) > 1 else None
         fix = f"or a balance that prunes the {idle} too, e.g. balance={BALANCE}" if idle else "or earlier sites"
-        lowest, work = self.amount.up(self.cost(least)), self.prices.workload
+        cost, work = self.cost(least), self.prices.workload
+        lowest = self.amount.up(min(1.0, cost) if self.amount.unit == "share" else cost)  # choosing may take more than it saves
         shown = f"{lowest.value:.2f}" if lowest.unit == "share" else str(lowest)
         where = ", ".join(map(str, self.sites)) or "none"
         told = f"images={work.images}, text={work.text}, answer={work.answer}"

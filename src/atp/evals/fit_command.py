@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -14,6 +13,7 @@ from rich.text import Text
 
 from atp.budget.amount import check_share
 from atp.errors import BadInput
+from atp.refusing import writable
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -41,7 +41,7 @@ def fit_counts(
     from atp.evals.harness import settings as read
     from atp.fitting import FEWEST
     from atp.fitting import fit_counts as fit
-    from atp.loading import check_model_type, load, resolve
+    from atp.loading import check_kind, check_model_type, load, resolve
     from atp.methods import METHODS
 
     for share in read.budgets(budgets):
@@ -52,8 +52,8 @@ def fit_counts(
     METHODS.get(method)
     if items < FEWEST:
         raise BadInput(f"--items is at least {FEWEST}, got {items}; e.g. --items 240")
-    if out.is_dir() or not out.parent.is_dir() or not os.access(out.parent, os.W_OK):
-        raise BadInput(f"cannot write the calibration {str(out)!r}; expected a writable path such as adaptive_calibration.json")
+    writable(out, "calibration", "adaptive_calibration.json")
+    check_kind(dtype, device)
     check_model_type(resolve(model))
     images, questions, told = asked(data, task, split, items)
     columns = (SpinnerColumn(), TextColumn("{task.description}", markup=False), TimeElapsedColumn())

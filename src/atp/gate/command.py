@@ -10,6 +10,8 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.text import Text
 
+from atp.refusing import writable
+
 if TYPE_CHECKING:
     from atp.gate.settings import Settings
     from atp.gate.training import Done
@@ -49,6 +51,7 @@ def train_gate(
         model, out, kind, minutes, steps, read.budgets(budget), read.sites(sites), data, task, split, batch, answer, rank, width,
         rate, noise, ratio, seed, dtype, device,
     )  # fmt: skip
+    writable(out, "weights", "gate.safetensors", make=True)
     columns = (TextColumn("{task.description}", markup=False), BarColumn(), TaskProgressColumn(), TimeElapsedColumn())
     console = Console(stderr=True)
     with Progress(*columns, TextColumn("left"), TimeRemainingColumn(), console=console, transient=True) as progress:

@@ -15,6 +15,7 @@ from atp.gate.trainees import parameters
 from atp.methods import weights as files
 
 if TYPE_CHECKING:
+    from atp.gate.settings import Settings
     from atp.gate.training import Training
 
 
@@ -65,29 +66,37 @@ def keep(training: Training) -> None:
         raise BadInput(f"cannot write {str(path)!r} ({error}); expected --out in a writable folder") from None
 
 
-def restore(training: Training) -> int:
-    """Go on where an unfinished training was left; return the step.
+def unfinished(settings: Settings) -> dict[str, Any] | None:
+    """Read the file of an unfinished training; None = there is none.
 
     Raises:
         BadInput: one of other settings, a broken file, or a finished one that would be lost.
     """
-    path, out = training.settings.resume, training.settings.out
+    path, out = settings.resume, settings.out
     if not path.is_file():
         if out.exists():
             raise BadInput(
                 f"{str(out)!r} is there already, and no unfinished training beside it; remove it, or choose another --out"
             )
-        return 0
+        return None
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
+        state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
         given = state["settings"]
     except Exception as error:  # a broken file may fail in any way
         raise BadInput(f"cannot read the unfinished training {str(path)!r} ({error}); remove it to begin anew") from None
-    if given != repr(training.settings):
+    if given != repr(settings):
         raise BadInput(
             f"{str(path)!r} is an unfinished training with other settings ({given}); repeat that command, remove the file, or "
             "choose another --out"
         )
+    return state
+
+
+def restore(training: Training) -> int:
+    """Go on where an unfinished training was left, see `unfinished`; return the step."""
+    state = unfinished(training.settings)
+    if state is None:
+        return 0
     training.trainee.modules.load_state_dict(state["modules"])
     training.average.load_state_dict(state["average"])
     training.best.load_state_dict(state["best"])

@@ -23,7 +23,7 @@ from atp.gate.parts import extended, follow, frozen, lasting
 from atp.gate.questions import Asked, Questions, questions
 from atp.gate.settings import SHARE, Settings
 from atp.gate.trainees import Trainee, cooled, divergence, make_gate, make_lvpruning, parameters
-from atp.loading import build_inputs, load
+from atp.loading import build_inputs, check_kind, load
 from atp.methods import lvpruning
 from atp.methods import weights as files
 from atp.plan import Site
@@ -79,6 +79,8 @@ def train(settings: Settings, tell: Tell = lambda words, done: None) -> Done:
     Raises:
         BadInput, InvalidPlan, UnsupportedModel: settings, a plan or a model for which that is not possible.
     """
+    check_kind(settings.dtype, settings.device)
+    saving.unfinished(settings)  # refused before the model is loaded
     asked = questions(settings)
     tell("loading the model", 0.0)
     model, processor = load(settings.model, settings.dtype, settings.device)

@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from atp.errors import BadInput
+from atp.refusing import writable
 
 if TYPE_CHECKING:
     from atp.evals.certify.execute import Outcome, Wanted
@@ -52,7 +52,7 @@ def calibrate(
     wanted = Wanted(
         model, max_drop, confidence, task, grid, method, data, split, items, seed, test, batch, dtype, device
     )  # fmt: skip
-    _writable(out)
+    writable(out, "certificate", "certificate.json", make=True)
     with _bar() as step:
         found = certify(wanted, records, step)
     _show(found, wanted)
@@ -63,19 +63,6 @@ def calibrate(
     Console().print(
         Text(f"{found.certificate.statement}\nwritten: {out}; use atp.prune(model, calibration={str(out)!r})"), soft_wrap=True
     )
-
-
-def _writable(out: Path) -> None:
-    """Say at once, and not after all questions, that the certificate has no place."""
-    there = out.exists()
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        with out.open("a"):
-            pass
-    except OSError as error:
-        raise BadInput(f"cannot write the certificate {str(out)!r}: {error.strerror}; choose another --out") from None
-    if not there:
-        out.unlink()
 
 
 def _show(found: Outcome, wanted: Wanted) -> None:

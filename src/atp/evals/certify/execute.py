@@ -22,7 +22,7 @@ from atp.evals.harness.execute import CLEAN, run
 from atp.evals.harness.gather import Gathered, cost, gather, reference
 from atp.evals.harness.settings import REFERENCE, Settings
 from atp.evals.tasks.base import REGISTRY as TASKS
-from atp.loading import check_dtype, check_model_type, load, resolve
+from atp.loading import check_kind, check_model_type, load, resolve
 from atp.methods import METHODS
 from atp.plan import Plan
 from atp.scenes import SPLITS
@@ -159,8 +159,7 @@ def certify(wanted: Wanted, folder: Path, step: Callable[[str, int, int, bool], 
         UnreachableBudget: no budget of the grid can be reached.
     """
     check_model_type(resolve(wanted.model))  # before scenes are drawn
-    if wanted.dtype is not None:
-        check_dtype(wanted.dtype)
+    check_kind(wanted.dtype, wanted.device)
     settings = wanted.settings(wanted.data or _scenes(wanted, folder))
     try:
         run(settings, 0, folder, step)
