@@ -1,4 +1,4 @@
-# make install | demo | test | check | table | clean     (everything runs in .venv, made on first use)
+# make install | demo | test | test-oldest | check | table | clean     (everything runs in .venv, made on first use)
 SHELL := bash
 .SHELLFLAGS := -eu -o pipefail -c
 VENV ?= .venv
@@ -8,7 +8,7 @@ STAMP := $(VENV)/.atp-installed
 PYTHON ?= $(shell for p in python3.13 python3.12 python3.11 python3 python; do \
 	if $$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1; then echo $$p; break; fi; done)
 
-.PHONY: install demo test check format table clean
+.PHONY: install demo test test-oldest check format table clean
 .DEFAULT_GOAL := install
 
 install: $(STAMP)
@@ -28,6 +28,10 @@ demo: $(STAMP)
 
 test: $(STAMP)
 	@$(BIN)/python -m pytest -q
+
+test-oldest: $(STAMP)  # with the oldest transformers that pyproject.toml permits, laid over the installed one
+	@$(BIN)/python -m pip install --disable-pip-version-check -q --no-deps --target build/transformers-5.20 "transformers==5.20.*"
+	@PYTHONPATH=build/transformers-5.20 $(BIN)/python -m pytest -q
 
 check: $(STAMP)
 	@$(BIN)/ruff format --check .

@@ -2,7 +2,7 @@
 # Decoding: what a step costs after long prompts, bytes of keys and values; what our hooks do in a step, counted; and a fixed plan under
 # torch.compile, whose Inductor takes minutes to compile (g++ is needed).
 #   bash runs/decode.sh [steps] [llava] [heads] [smolvlm] [compile]     without a name: all; what is measured already is skipped
-# On two idle cores with bfloat16 units: steps 1 minute, llava 3, heads 2, smolvlm 3, compile 8. 4 GB.
+# On two idle cores with bfloat16 units: steps 1 minute, llava 3, heads 2, smolvlm 3, compile 13. 4 GB.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 source runs/measure.sh
@@ -19,4 +19,4 @@ smolvlm() {
 }
 compile() { into decode-compile steps.json "$python" runs/decode.py --compile; }
 
-parts "1 steps" "3 llava" "2 heads" "3 smolvlm" "8 compile" -- "$@"
+parts "1 steps" "3 llava" "2 heads" "3 smolvlm" "13 compile" -- "$@"

@@ -15,16 +15,16 @@ from performance_words import ABSENT, AFTER, INTRO, SECTIONS
 
 DOCS = Path(__file__).parents[1] / "docs"
 OWN = {"accuracy.json": "accuracy", "steps.json": "steps"}  # kinds that the folder's name does not tell
-FILES = ("bench.json", "throughput.json", *OWN)
+FILES = ("bench.json", "throughput.json", "table.json", *OWN)
 ALL = {**TABLES, **MORE}
 
 
 def read(folder: Path) -> dict[str, list[Result]]:
     """Read all results, by the kind that the name of their folder begins with; unfinished files are left out."""
     found: dict[str, list[Result]] = {}
-    for file in sorted(folder.glob("*/*.json")):
+    for file in sorted((*folder.glob("*/*.json"), *folder.glob("sites-*/*/table.json"))):
         if file.stat().st_size and file.name in FILES:
-            kind = OWN.get(file.name, file.parent.name.split("-")[0])
+            kind = OWN.get(file.name, file.relative_to(folder).parts[0].split("-")[0])
             found.setdefault(kind, []).append(json.loads(file.read_text(encoding="utf-8")))
     return found
 

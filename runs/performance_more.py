@@ -150,7 +150,36 @@ def break_even_words(results: Sequence[Result]) -> str:
     return "\n".join(least(results))
 
 
+SITES = ("model", "threads", "side", "FLOPs", "batch 1", "4", "16", "right", "minus unpruned", "sites")
+
+
+def sites(results: Sequence[Result]) -> Rows:
+    """Speed-ups of plans with fewer sites, and what they lose; the last two tables of a model are of its questions."""
+    for result in [one for one in results if "cases" in one]:
+        asked = {
+            f"{row['name']} {one['budget']:g}": row
+            for one in results
+            if one.get("model") == result["subject"]
+            for row in one["rows"]
+        }
+        gains = [{side["side"]: side for side in case["sides"]} for case in result["cases"]]
+        for number, name in enumerate(list(gains[0])[1:]):
+            row = asked.get(name, {})
+            timed = [
+                times(case[name]["gains"]["end to end"]) + ("?" if "noisy" in case[name]["verdict"] else "") for case in gains
+            ]
+            timed += [""] * (3 - len(timed))
+            own = row.get("against_unpruned")
+            lost = f"{own['mean']:+.2f} [{own['low']:+.2f}, {own['high']:+.2f}]" if own else ""
+            places = ", ".join(step["site"] for step in row.get("plan", {}).get("steps", ()))
+            right = f"{row['accuracy']:.2f}" if row else ""
+            yield [
+                *([result["subject"], str(result["machine"]["threads"])] if not number else [""] * 2),
+                name.replace("atp:sites=", ""), f"{gains[0][name]['flops_share']:.3f}", *timed, right, lost, places,
+            ]  # fmt: skip
+
+
 MORE: dict[str, tuple[tuple[str, ...], Callable[[Sequence[Result]], Rows]]] = {
     "throughput": (QUEUE, throughput), "decode": (STEP, decode), "steps": (COUNTED, counted), "compiled": (COMPILED, compiled),
-    "traces": (TRACE, traces), "grid": (GRID, grid),
+    "traces": (TRACE, traces), "grid": (GRID, grid), "sites": (SITES, sites),
 }  # fmt: skip

@@ -21,7 +21,7 @@ def test_code_runs_as_printed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, c
     Image.fromarray(render(make_scene(1, "val"), 224)[0]).save(tmp_path / "cat.png")
     monkeypatch.chdir(tmp_path)
     blocks = re.findall(r"```python\n(.*?)```", GUIDE, re.DOTALL)
-    assert len(blocks) == 6
+    assert len(blocks) == 7
     names: dict[str, object] = {}
     for block in blocks:
         exec(compile(block, "guide.md", "exec"), names)

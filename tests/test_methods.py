@@ -200,6 +200,7 @@ def test_a_method_is_spelled_with_options() -> None:
     assert spelled("atp") == ("atp", {})
     assert spelled("tome:proportional=all") == ("tome", {"proportional": "all"})
     assert spelled("atp:merge=false+alpha=0.7") == ("atp", {"merge": False, "alpha": 0.7})
+    assert spelled("fastv:sites=language:2/language:4") == ("fastv", {"sites": "language:2/language:4"})
 
 
 @pytest.mark.parametrize(

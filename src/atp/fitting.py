@@ -23,7 +23,8 @@ from atp.budget.cost import Workload
 from atp.budget.shape import ModelShape
 from atp.budget.solve import default_sites, solve, workable
 from atp.engine import prune
-from atp.engine.planning import check_plan, make_method, prices_of
+from atp.engine.allowed import check_plan
+from atp.engine.planning import make_method, prices_of
 from atp.engine.tables import CALIBRATION
 from atp.errors import BadInput, InvalidPlan
 from atp.methods import Method

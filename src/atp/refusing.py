@@ -32,7 +32,7 @@ def check(
     from PIL import Image
 
     from atp.budget.amount import Budget
-    from atp.methods import METHODS
+    from atp.methods import spelled
     from atp.plan import Plan
 
     if most < 1:
@@ -43,7 +43,7 @@ def check(
         raise BadInput(f"both --plan {plan} and --calibration {calibration} decide how many tokens stay; leave one away")
     for name in (method, Plan.load(plan).method if plan is not None else None):
         if name is not None:
-            METHODS.get(name)
+            spelled(name)
     if overlay is not None:
         form = Image.registered_extensions().get(Path(overlay).suffix.lower())
         try:

@@ -134,8 +134,9 @@ def test_each_key_is_the_patch_that_the_adapter_says() -> None:
     first = model.model.vision_model.transformer.layers[0]
 
     def follow(module: Any, args: Any, kwargs: Any) -> Any:
-        states.append(kwargs["hidden_states"].detach().requires_grad_())
-        return args, dict(kwargs, hidden_states=states[0])
+        name = next(key for key in kwargs if key.startswith("hidden_state"))
+        states.append(kwargs[name].detach().requires_grad_())
+        return args, {**kwargs, name: states[0]}
 
     # Attention mixes all places, so its share is put out: what is left is one place's own way to its key.
     hooks = [first.register_forward_pre_hook(follow, with_kwargs=True)]

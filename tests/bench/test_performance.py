@@ -49,7 +49,7 @@ def test_what_was_not_measured_says_so(tmp_path: Path) -> None:
     made = importlib.import_module("performance")
     (tmp_path / "results" / "performance").mkdir(parents=True)
     text = made.write(tmp_path).read_text()
-    for script in ("speed", "overhead", "growth", "quant", "throughput", "decode"):
+    for script in ("speed", "overhead", "sites", "growth", "quant", "throughput", "decode"):
         assert f"Not measured yet: `bash runs/{script}.sh`" in text
         assert (ROOT / "runs" / f"{script}.sh").is_file()
 
@@ -64,6 +64,13 @@ def test_every_table_from_results(tmp_path: Path) -> None:
     for kind in ("speed-x-bf16", "overhead-x", "growth", "quant-x", "decode-x", "even"):
         (folder / kind).mkdir(parents=True)
         (folder / kind / "bench.json").write_text(json.dumps({**result(kind), "profile": profile}))
+    (folder / "sites-x" / "0.5").mkdir(parents=True)
+    (folder / "sites-x" / "bench.json").write_text(json.dumps(result("x")))
+    step_of = {"site": "vision:0"}, {"site": "vision:3"}
+    asked = {
+        "name": "atp", "accuracy": 90.0, "against_unpruned": {"mean": -0.5, "low": -1.0, "high": 0.25}, "plan": {"steps": step_of}
+    }  # fmt: skip
+    (folder / "sites-x" / "0.5" / "table.json").write_text(json.dumps({"model": "x", "budget": 0.5, "rows": [asked]}))
     for name, made_of in (("throughput", queue()), ("steps", steps())):
         (folder / f"{name}-x").mkdir()
         (folder / f"{name}-x" / f"{name}.json").write_text(json.dumps(made_of))
@@ -92,6 +99,7 @@ def test_every_table_from_results(tmp_path: Path) -> None:
         "| decode-x | 1 | 196 | unpruned | 1.00 s |  |  | 0.00 MB |  |",
         "|  |  |  | atp 0.5 | 1.00 s | x1.00 | 20000 us | 0.00 MB | x1.71 |",
         "| 1 | atp 0.5 | 459 | 1 | 900 | 100 |",
+        "| x | 2 | atp 0.5 | 0.500 | x1.71 |  |  | 90.00 | -0.50 [-1.00, +0.25] | vision:0, vision:3 |",
         "| 4 | atp 0.5 | yes | 40.00 s | 10.0 ms | **x1.50** | 1.40 - 1.60 | x3.00 | 2.0e-05 | yes | faster |",
         "Measured on: cpu, 2 cores, 2 threads, AVX512, torch 2, transformers 5.",
     ):
@@ -106,7 +114,7 @@ def test_every_table_from_results(tmp_path: Path) -> None:
     }
 
 
-MORE = ("decode.md", "even.md", "throughput.md", "steps.md")
+MORE = ("sites.md", "decode.md", "even.md", "throughput.md", "steps.md")
 
 
 def queue() -> dict[str, Any]:

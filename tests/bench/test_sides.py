@@ -54,6 +54,14 @@ def test_every_side_that_is_asked_for() -> None:
     assert share["random 0.8 /8"] < share["random 0.8"] <= 0.8 < 0.9 < share["random keep-all"] < 1
 
 
+def test_a_method_with_options_is_a_side_of_its_own() -> None:
+    own = subject(methods=("atp", "atp:sites=vision:2"), budgets=(0.9,), compare=())
+    found = sides(own, own.workload(own.inputs(1), 2))[0]
+    assert [side.name for side in found] == ["unpruned", "atp 0.9", "atp:sites=vision:2 0.9"]
+    plans = [side.plan for side in found[1:]]
+    assert [str(step.site) for step in plans[1].steps] == ["vision:2"] != [str(step.site) for step in plans[0].steps]
+
+
 def test_a_method_as_its_authors_run_it() -> None:
     """FastV reads written attention maps: the language model's alone attends eagerly, while that side runs."""
     own = subject(methods=("random",), budgets=(0.8,), compare=("fastv",), eager=("fastv",))

@@ -29,6 +29,8 @@ from transformers.image_processing_utils import select_best_resolution
 
 from families.base import IMAGE, TEXT, TOWER, VIDEO, Family, Inputs, build, noise, pictures, prompts, rows, single, sizes, spread
 
+VIP_LAYERS = "vision_feature_layer" if hasattr(VipLlavaConfig(), "vision_feature_layer") else "vision_feature_layers"
+"""As VipLlava calls them from transformers 5.23 on, or before."""
 PATCH, TILE = 4, 16
 SIDE = TILE // PATCH
 CONVOLVED = 16
@@ -171,7 +173,7 @@ FAMILIES = (
     ),
     Family(
         "vipllava", "vipllava",
-        _maker(VipLlavaForConditionalGeneration, VipLlavaConfig, _clip, _llama, vision_feature_layer=(-2, -3, 1)),
+        _maker(VipLlavaForConditionalGeneration, VipLlavaConfig, _clip, _llama, **{VIP_LAYERS: (-2, -3, 1)}),
         _one_tile, _plain,
     ),
     Family(

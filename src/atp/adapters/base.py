@@ -22,6 +22,7 @@ from atp.adapters.stacks import OwnView as OwnView
 from atp.adapters.stacks import StackView as StackView
 from atp.budget.shape import ModelShape
 from atp.cache import SubsetStore
+from atp.errors import UnsupportedModel
 from atp.subset import Subset
 
 
@@ -78,12 +79,19 @@ class Adapter(ABC):
         """The stacks that can be pruned."""
         return tuple(getattr(self, stack) for stack in self.stacks)
 
-    def check(self) -> None:  # noqa: B027  # most need none
+    def check(self) -> None:
         """Refuse a model that was made unfit since it was adapted; called before each call of the base model.
 
         Raises:
-            UnsupportedModel: attention whose masks cannot be cut.
+            UnsupportedModel: attention whose masks cannot be cut; layers whose hooks run again in the backward pass.
         """
+        for layer in (view.layers[0] for view in self.views) if self.base.training else ():
+            again = getattr(layer, "gradient_checkpointing", False) and type(layer).__call__ is not nn.Module.__call__
+            if again:  # before transformers 5.23
+                raise UnsupportedModel(
+                    "gradient checkpointing runs the hooks of a layer again in the backward pass, with other tokens; upgrade: "
+                    "pip install 'transformers>=5.23', or call model.gradient_checkpointing_disable()"
+                )
 
     @abstractmethod
     def prompt(self, args: Args, kwargs: Kwargs, candidates: int) -> Prompt | None:

@@ -11,6 +11,8 @@ from torch import Tensor, nn
 
 Args = tuple[Any, ...]
 Kwargs = dict[str, Any]
+OLDER = {"hidden_states": "hidden_state"}
+"""Names of arguments before transformers 5.23: layers of Mllama's tower."""
 Listener = Callable[[nn.Module, Args, Kwargs], None]
 
 
@@ -104,5 +106,6 @@ def additive(mask: Tensor | None) -> bool:
 
 
 def named(kwargs: Mapping[str, Any], args: Args, name: str, place: int) -> Any:
-    """Return an argument that may be positional."""
+    """Return an argument that may be positional, or have the name it had before transformers 5.23."""
+    name = name if name in kwargs else OLDER.get(name, name)
     return kwargs[name] if name in kwargs else (args[place] if len(args) > place else None)

@@ -114,7 +114,7 @@ def shape_of(config: Any) -> ModelShape:
     tower, text = config.vision_config, config.text_config
     side = tower.image_size // tower.patch_size
     prefix = 1 if tower.model_type == "clip_vision_model" else 0
-    layers = config.vision_feature_layer
+    layers = config.vision_feature_layer if hasattr(config, "vision_feature_layer") else config.vision_feature_layers
     chosen = getattr(config, "vision_feature_select_strategy", "default")
     features = 1 if isinstance(layers, int) else len(layers)
     return ModelShape(

@@ -61,6 +61,7 @@ class Scattered(Adapter):
         raise NotImplementedError
 
     def check(self) -> None:
+        super().check()
         check_attention(getattr(self, "tower", self.text).config, self.text.config)
 
     def _check_types(self) -> None:

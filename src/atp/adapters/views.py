@@ -52,7 +52,7 @@ class Tower(Stack):
         return LayerCall(named(kwargs, args, "hidden_states", 0), named(kwargs, args, "attention_mask", 1))
 
     def write(self, args: Args, kwargs: Kwargs, call: LayerCall) -> tuple[Args, Kwargs]:
-        rest = {name: value for name, value in kwargs.items() if name not in ("hidden_states", "attention_mask")}
+        rest = {name: value for name, value in kwargs.items() if name not in ("hidden_states", "hidden_state", "attention_mask")}
         return (call.hidden, call.mask), rest
 
 

@@ -76,10 +76,10 @@ def _measured(wanted: Settings, out: Path, trace: Path | None) -> dict[str, Any]
     """Time everything, with a bar; what is done already lies in `out` at any moment."""
     from atp.bench.execute import bench as measure
     from atp.bench.execute import steps, write
-    from atp.methods import METHODS
+    from atp.methods import spelled
 
     for name in (*wanted.methods, *wanted.compare):
-        METHODS.get(name)
+        spelled(name)
     wanted.given()
     columns = (TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     console = Console(stderr=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
@@ -33,6 +34,18 @@ def check_sites(shape: ModelShape, sites: Iterable[Site]) -> None:
                 f"the plan has a step at {site}, but no layer behind layer {looks} looks at visual tokens; "
                 f"use 'language:{looks}' or an earlier one"
             )
+
+
+def places(sites: Sequence[Site | str] | str) -> tuple[Site, ...]:
+    """Read sites, `"vision:0/vision:3"` or `["vision:0", Site("vision", 3)]`, and sort them as a token meets them.
+
+    Raises:
+        InvalidPlan: none, or one that is not `stack:layer`.
+    """
+    given = [part for part in re.split("[/, ]+", sites) if part] if isinstance(sites, str) else list(sites)
+    if not given:
+        raise InvalidPlan(f"sites={sites!r} names no site; e.g. sites='vision:0/vision:3'")
+    return ordered(site if isinstance(site, Site) else Site.parse(site) for site in given)
 
 
 def default_sites(shape: ModelShape, method: str = "atp", depths: Sequence[float] = DEPTHS) -> tuple[Site, ...]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -15,9 +15,9 @@ from atp.adapters import adapt
 from atp.adapters.base import Adapter, Args, Kwargs, StackView
 from atp.budget.amount import Amount
 from atp.budget.cost import TAIL, Workload
+from atp.engine.allowed import check_plan
 from atp.engine.checking import FirstCall
 from atp.engine.facts import looks_back
-from atp.engine.planning import check_plan
 from atp.engine.recall import Recall
 from atp.engine.run import Run
 from atp.engine.standing import Standing
@@ -25,8 +25,8 @@ from atp.engine.tables import Table
 from atp.engine.tiles import TiledRun, with_tiles
 from atp.engine.words import expected, guard_of, with_text
 from atp.errors import AlreadyPruned, NothingPruned
-from atp.methods.base import checked
-from atp.plan import Plan
+from atp.methods.base import checked, spelled
+from atp.plan import Plan, Site
 
 
 @contextmanager
@@ -46,6 +46,7 @@ def prune(
     record_all_scores: bool = False,
     template_ids: frozenset[int] | None = None,
     workload: Workload | None = None,
+    sites: Sequence[Site | str] | str | None = None,
     adapter: str | None = None,
     **method_options: Any,
 ) -> Iterator[Run]:
@@ -55,7 +56,7 @@ def prune(
         model: a supported model with its language head, e.g. LLaVA. It is not changed: hooks come and go.
         budget: share of the unpruned FLOPs to spend, in (0, 1], 0.6 if nothing else decides; or "64 tokens" (mean visual tokens
             per language layer), "250 ms" (to the first token, measured on this device), "24 MB" (keys and values of the prompt).
-        method: registered name, `"atp"` if nothing else decides.
+        method: registered name, `"atp"` if nothing else decides; or one with options, `"atp:merge=false+alpha=0.7"`.
         plan: a `Plan`, or a file written by `Plan.save`; excludes `budget` and `calibration`.
         calibration: a `Calibration` or its file gives the plan of that budget, a `Certificate` (of `atp calibrate`) its own;
             "adaptive": counts per input, fitted to this checkpoint (`atp fit-counts`).
@@ -75,6 +76,8 @@ def prune(
         record_all_scores: score also at sites where nothing leaves (for calibration).
         template_ids: more such ids.
         workload: `Workload` to solve the plan for. A budget with `text` needs it: `atp.workload_of(model, processor, inputs)`.
+        sites: where tokens leave, `"vision:0/vision:3"`, for a budget; None = where the checkpoint's calibration says, or the
+            method. Fewer sites take less time, which tells in small models; more lose less at small budgets.
         adapter: "generic" to try a model type that has no adapter; it compares itself with the unhooked model first.
         method_options: fields of the method, e.g. `alpha=0.7`.
 
@@ -93,7 +96,7 @@ def prune(
     """
     adapted = adapt(model, adapter)
     work = expected(adapted, workload, plan is not None or calibration is not None, text, text_tail, budget is not None)
-    run = _prepare(adapted, budget, method, plan, calibration, work, method_options, text, second_turn, tiles)
+    run = _prepare(adapted, budget, method, plan, calibration, work, method_options, text, second_turn, tiles, sites)
     run.guard = lambda: guard_of(adapted, processor, text_tail)
     run.chooser.score_all = record_all_scores
     run.chooser.template = run.adapter.template_ids(processor) | (template_ids or frozenset())
@@ -144,13 +147,17 @@ def _prepare(
     text: float | None = None,
     second_turn: str = "keep",
     tiles: float | str | None = None,
+    sites: Sequence[Site | str] | str | None = None,
 ) -> Run:
     """Find method and plan, and refuse what does not fit together; nothing is hooked yet."""
     if any(isinstance(getattr(hook, "__self__", None), Run) for hook in adapter.base._forward_pre_hooks.values()):
         raise AlreadyPruned(
             "this model is already inside a `with atp.prune(...)` block; leave it first, or put both budgets into one plan"
         )
-    chosen, built = with_tiles(adapter, budget, method, plan, calibration, workload, options, text, tiles)
+    if method is not None and ":" in method:
+        method, own = spelled(method)
+        sites, options = own.pop("sites", sites) if sites is None else sites, {**own, **options}
+    chosen, built = with_tiles(adapter, budget, method, plan, calibration, workload, options, text, tiles, sites)
     chosen = with_text(adapter, chosen, built, text)
     check_plan(adapter, chosen, built)
     checked("second_turn", second_turn, ("keep", "reselect"))

@@ -1,29 +1,30 @@
-"""Which plan is in force: given, solved for a budget, or read from a calibration; and whether the model can follow it."""
+"""Which plan is in force: given, solved for a budget, or read from a calibration."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from atp.adapters.base import Adapter, CrossView, StackView
+from atp.adapters.base import Adapter
 from atp.budget.amount import Amount, Budget
-from atp.budget.calibration import fingerprint
 from atp.budget.certificate import Certificate
-from atp.budget.cost import TAIL, Lengths, Workload, check_sites, rater_count, selection_flops, text_only
+from atp.budget.cost import TAIL, Lengths, Workload, rater_count, selection_flops, text_only
 from atp.budget.price import More, Prices
+from atp.budget.sites import places
 from atp.budget.solve import default_sites, solve, workable
 from atp.engine import tables
-from atp.engine.facts import carried_from, looks_back, rater_kinds
+from atp.engine.allowed import check_plan, check_space
+from atp.engine.facts import carried_from, rater_kinds
 from atp.engine.timing import clock
-from atp.engine.words import check_kinds, text_raters
+from atp.engine.words import text_raters
 from atp.errors import InvalidPlan, UnreachableBudget
 from atp.methods import METHODS, Method
 from atp.methods.base import Work
-from atp.plan import Plan, Step
+from atp.plan import Plan, Site, Step
 from atp.registry import did_you_mean
 
 BUDGET = 0.6
@@ -41,17 +42,17 @@ def decide(
     workload: Workload | None,
     options: Mapping[str, Any],
     text: float | None = None,
+    sites: Sequence[Site | str] | str | None = None,
 ) -> tuple[Plan, Method]:
     """Return the plan in force and its method, built; `text` is for methods that prune nothing else.
 
     Raises:
-        InvalidPlan: two sources of a plan at once, options the method does not have, an unreachable budget.
+        InvalidPlan: two sources of a plan at once, options the method does not have, an unreachable budget, unknown sites.
         UnknownMethod: an unregistered name.
     """
+    _check_sources(budget, plan, calibration, sites)
+    asked_at = None if sites is None else places(sites)
     if plan is not None:
-        if budget is not None or calibration is not None:
-            other = "budget" if budget is not None else "calibration"
-            raise InvalidPlan(f"both plan= and {other}= decide how many tokens stay; give one of them")
         given = Plan.load(plan) if isinstance(plan, (str, Path)) else plan
         if not isinstance(given, Plan):
             raise InvalidPlan(
@@ -80,11 +81,21 @@ def decide(
     named, workload = workload is not None, workload or Workload(images=adapter.tiles)
     share = 1.0 if text is None else text
     prices = prices_of(adapter, built, workload, amount, options)
-    if table is None and name == METHOD and not options and share == 1:
+    if table is None and name == METHOD and not options and share == 1 and asked_at is None:
         table = tables.own_calibration(adapter, amount, prices, METHOD, named)
     if table is not None:
         return with_options(tables.calibrated(adapter, table, amount, prices, named), method, options)
-    return _solved(adapter, built, amount, prices, options, share), built
+    return _solved(adapter, built, amount, prices, options, share, asked_at), built
+
+
+def _check_sources(budget: Any, plan: Any, calibration: Any, sites: Any) -> None:
+    """Refuse two sources of a plan, or two of its sites."""
+    given = {"plan": plan, "calibration": calibration, "budget": budget}
+    named = [name for name, value in given.items() if value is not None]
+    if plan is not None and len(named) > 1:
+        raise InvalidPlan(f"both plan= and {named[-1]}= decide how many tokens stay; give one of them")
+    if sites is not None and set(named) - {"budget"}:
+        raise InvalidPlan(f"both sites= and {named[0]}= say where tokens leave; give one of them")
 
 
 def prices_of(adapter: Adapter, built: Method, workload: Workload, amount: Budget, options: Mapping[str, Any]) -> Prices:
@@ -111,16 +122,26 @@ def prices_of(adapter: Adapter, built: Method, workload: Workload, amount: Budge
 
 
 def _solved(
-    adapter: Adapter, built: Method, amount: Budget, prices: Prices, options: Mapping[str, Any], text: float = 1.0
+    adapter: Adapter,
+    built: Method,
+    amount: Budget,
+    prices: Prices,
+    options: Mapping[str, Any],
+    text: float = 1.0,
+    sites: tuple[Site, ...] | None = None,
 ) -> Plan:
-    """Solve for a budget at the method's sites."""
-    shape, sites = adapter.shape, built.default_sites(adapter.shape)
+    """Solve for a budget at these sites, or the method's."""
+    shape = adapter.shape
+    if sites is not None:
+        check_plan(adapter, Plan(built.name, tuple(Step(site, 1.0) for site in sites)), built)
+    else:
+        sites = built.default_sites(shape)
     if sites is None:
         sites = tuple(site for site in default_sites(shape, built.name) if site.stack in built.stacks)
     sites = workable(shape, [site for site in sites if site.stack in (*adapter.stacks, "pixels")])
     for view in adapter.views:
         if any(site.stack == view.name for site in sites):
-            _check_space(built, view)
+            check_space(built, view)
     return solve(
         shape,
         amount,
@@ -219,74 +240,3 @@ def method_flops(
 def rater_rows(adapter: Adapter, method: Method, workload: Workload) -> dict[str, float]:
     """Return how many rows the method computes at a site of each stack."""
     return {view.name: rater_count(rater_kinds(method, view), adapter.shape, workload, view.name) for view in adapter.views}
-
-
-def check_change(before: Plan, after: Plan) -> None:
-    """Refuse to go on with another plan inside a block.
-
-    Raises:
-        InvalidPlan: another method, or sites that the plan at entry did not have.
-    """
-    known = {step.site for step in before.steps}
-    extra = sorted(str(step.site) for step in after.steps if step.site not in known)
-    if after.method != before.method or extra:
-        sites = ", ".join(sorted(map(str, known))) or "no site"
-        raise InvalidPlan(
-            f"a running plan changes counts and thresholds only; got method {after.method!r} and new sites {extra or 'none'}, "
-            f"the run has method {before.method!r} at {sites}; leave the block and call atp.prune(model, plan=...) again"
-        )
-
-
-def check_plan(adapter: Adapter, plan: Plan, method: Method) -> None:
-    """Refuse steps that this model or method cannot follow.
-
-    Raises:
-        InvalidPlan: naming the step and what to use instead.
-    """
-    for step in plan.steps:
-        if step.site.stack not in (*adapter.stacks, "pixels"):
-            raise InvalidPlan(
-                f"the {type(adapter).__name__} adapter prunes {' and '.join(adapter.stacks)} only, the plan has a step at "
-                f"{step.site}; remove it"
-            )
-    if method.trained:
-        method.fits(fingerprint(adapter.model.named_parameters()))
-    check_sites(adapter.shape, [step.site for step in plan.steps])
-    views = {view.name: view for view in adapter.views}
-    stacks = {step.site.stack for step in plan.steps}
-    if "pixels" in stacks and len(plan.steps) > 1:
-        raise InvalidPlan("the site pixels:0 (a smaller image) stands alone; remove the plan's other steps")
-    for step in plan.steps:
-        site = step.site
-        if site.stack not in method.stacks:
-            raise InvalidPlan(f"method {method.name!r} prunes {' and '.join(method.stacks)} only, the plan has a step at {site}")
-        check_kinds(method, step, adapter.own)
-        if site.stack == "pixels":
-            if not adapter.resizable:
-                kind = "/".join(adapter.model_types) or type(adapter).__name__
-                raise InvalidPlan(f"a {kind} model does not take smaller images (a step at pixels:0); use method='uniform'")
-            if step.adaptive:
-                raise InvalidPlan("the step at pixels:0 has one size for all images; set its threshold to None")
-            continue
-        view = views[site.stack]
-        _check_space(method, view)
-        embedded = site.layer == 0 and method.embedded(view.name)
-        if view.before(site.layer) is None and looks_back(method, view) and not embedded:
-            raise InvalidPlan(
-                f"method {method.name!r} scores with attention or keys of the layer before a site, so {site} is too early; "
-                f"use {site.stack}:{view.first} or later"
-            )
-
-
-def _check_space(method: Method, view: StackView) -> None:
-    """Refuse a method that compares or merges visual tokens with text where they do not share a space.
-
-    Raises:
-        InvalidPlan: naming the method and what to use instead.
-    """
-    mixes = method.merges(view.name) or {"text", "embeddings"} & set(method.reading(view.name))
-    if isinstance(view, CrossView) and mixes:
-        raise InvalidPlan(
-            f"method {method.name!r} takes visual tokens for rows of the language model, but in this family they are keys of its "
-            "cross-attention layers; prune the tower only, or use method='atp'"
-        )

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from atp.adapters.base import Adapter, Args, CrossView, Images, Kwargs, Prompt, StackView
 from atp.budget.shape import ModelShape
+from atp.engine.allowed import check_change
 from atp.engine.arrivals import all_arrivals, of_prompt, unknown_images
 from atp.engine.book import Book
 from atp.engine.census import Census, TowerPass, of_tower
@@ -17,7 +18,6 @@ from atp.engine.cross import CrossPass
 from atp.engine.encoded import Encoded
 from atp.engine.facts import carried_from
 from atp.engine.passes import StackPass
-from atp.engine.planning import check_change
 from atp.engine.recall import Memory
 from atp.engine.report import Report, make_report
 from atp.engine.smaller import SmallerImage

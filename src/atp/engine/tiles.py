@@ -21,7 +21,7 @@ from atp.engine.run import Run
 from atp.engine.tables import Table
 from atp.errors import InvalidPlan
 from atp.methods import Method
-from atp.plan import Plan
+from atp.plan import Plan, Site
 from atp.tokens import Record
 from atp.tracing import refuse_tiles, traced
 
@@ -228,6 +228,7 @@ def with_tiles(
     options: Mapping[str, Any],
     text: float | None,
     tiles: float | str | None,
+    sites: Sequence[Site | str] | str | None = None,
 ) -> tuple[Plan, Method]:
     """Return what `decide` returns, with tiles leaving before the tower runs.
 
@@ -236,13 +237,14 @@ def with_tiles(
     """
     check_tiles(adapter, Plan("none", tiles=tiles).tiles)
     told = budget is not None or method is not None or plan is not None or calibration is not None or text is not None
+    told = told or sites is not None
     if tiles is not None and not told:
         plan = Plan("none")
     share = None
     if tiles is not None and not isinstance(tiles, str) and plan is None and calibration is None:
         share = share_of(adapter, budget, workload, tiles)
         budget, workload = share.left(adapter), share.less
-    chosen, built = decide(adapter, budget, method, plan, calibration, workload, options, text)
+    chosen, built = decide(adapter, budget, method, plan, calibration, workload, options, text, sites)
     chosen = chosen if share is None or chosen.budget is None else share.of_all(chosen)
     chosen = chosen if tiles is None else replace(chosen, tiles=tiles)
     check_tiles(adapter, chosen.tiles)

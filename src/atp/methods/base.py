@@ -175,6 +175,8 @@ register = METHODS.register
 def spelled(text: str) -> tuple[str, dict[str, Any]]:
     """Split a method with options, `tome:proportional=all` or `atp:merge=false+alpha=0.7`, into its name and options.
 
+    `sites`, as in `atp:sites=vision:0/vision:3`, is no field of a method but an argument of `atp.prune`.
+
     Raises:
         UnknownMethod: no such method.
         InvalidPlan: no such option, or a value that the method refuses.
@@ -185,20 +187,19 @@ def spelled(text: str) -> tuple[str, dict[str, Any]]:
     """
     name, _, rest = text.partition(":")
     method, options = METHODS.get(name), dict[str, Any]()
-    known = [field.name for field in fields(method)]
+    known = [*(field.name for field in fields(method)), "sites"]
     for part in filter(None, rest.split("+")):
         option, equals, value = part.partition("=")
         if not equals or option not in known:
             raise InvalidPlan(
-                f"{text!r}: {part!r} is no option of {name!r}, expected option=value with one of {', '.join(known) or 'none'}; "
+                f"{text!r}: {part!r} is no option of {name!r}, expected option=value with one of {', '.join(known)}; "
                 "e.g. 'atp:proportional=false+alpha=0.7'"
             )
         try:
             options[option] = json.loads(value)
         except ValueError:
             options[option] = value
-    if options:
-        method(**options)
+    method(**{option: value for option, value in options.items() if option != "sites"})
     return name, options
 
 
