@@ -226,25 +226,29 @@ def first_gain(results: Sequence[Result]) -> str:
     return "\n".join(told)
 
 
-QUANT = ("model", "dtype", "batch", "side", "weights", "image and prompt", "decode", "total", "against unpruned", "peak")
+QUANT = (
+    "model", "dtype", "batch", "answer", "side", "weights", "image and prompt", "decode", "total", "against unpruned",
+    "against the same weights", "peak",
+)  # fmt: skip
 
 
 def quant(results: Sequence[Result]) -> Rows:
     """Quantised and pruned, each alone and both."""
     for result, case in each(results):
         for number, side in enumerate(case["sides"]):
-            gain = side.get("gains", {}).get("end to end")
-            stored = (
-                case["quantised_bytes"] if side["side"].startswith(str(result["settings"]["quant"])) else case["weight_bytes"]
-            )
+            gain, word = side.get("gains", {}).get("end to end"), str(result["settings"]["quant"])
+            small = side["side"].startswith(word)
+            alike = next(one for one in case["sides"] if one["side"] == (word if small else "unpruned"))
+            own = side["seconds"]["total"]["median"]
             yield [
-                *(about(result, case)[:3] if not number else [""] * 3),
-                side["side"], size(stored), seconds(prompt(side)), seconds(side["seconds"]["decode"]["median"]),
-                seconds(side["seconds"]["total"]["median"]), times(gain) if gain else "", size(side["peak_bytes"]),
+                *(about(result, case) if not number else [""] * 4),
+                side["side"], size(case["quantised_bytes" if small else "weight_bytes"]), seconds(prompt(side)),
+                seconds(side["seconds"]["decode"]["median"]), seconds(own), times(gain) if gain else "",
+                "" if side is alike else f"x{alike['seconds']['total']['median'] / own:.2f}", size(side["peak_bytes"]),
             ]  # fmt: skip
 
 
-RIGHT = ("weights", "FLOPs", "accuracy", "minus unpruned", "answers that int8 changed")
+RIGHT = ("weights", "FLOPs", "accuracy", "minus unpruned", "answers that it changed")
 
 
 def accuracy(results: Sequence[Result]) -> Rows:

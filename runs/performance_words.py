@@ -100,9 +100,11 @@ Qwen2-0.5B's width. Attention grows with the square of the tokens."""
 
 PLOT = "![time against visual tokens](results/performance/growth/growth.svg)"
 
-QUANT = """`bash runs/quant.sh`, `pip install 'atp-vlm[quant]'`. Weight-only int8 by torchao, a scale a row; quantise first, then
-prune. Tested: the classes stay those of the model, and pruned int8 equals the masked reference of the int8 model. The table tells
-whether int8 is faster here; pruning acts on either."""
+QUANT = """`bash runs/quant.sh`, `pip install 'atp-vlm[quant]'`. Weight-only, by torchao: int8 for all linear layers, a scale a row;
+int4 for those of the language model, a scale for 32 weights (the tower multiplies many rows at once, which int4 only slows
+down). Quantise first, then prune. Tested: the classes stay those of the model, and what is pruned equals the masked reference
+of the quantised model. int4 shortens decoding, which reads all weights, and lengthens the prompt, which pruning shortens: the
+two fit together where answers are long."""
 
 SECTIONS = (
     Section("Speed", SPEED, "speed", "runs/speed.sh", ("speed",)),
@@ -114,7 +116,7 @@ SECTIONS = (
     Section("Queues", QUEUES, "throughput", "runs/throughput.sh", ("throughput",), ADVICE),
     Section("Decoding", DECODE, "decode", "runs/decode.sh", ("decode", "steps", "compiled"), GRAPHS, beside=("steps",)),
     Section("Growth", GROWTH, "growth", "runs/growth.sh", ("growth",), PLOT),
-    Section("With weights in int8", QUANT, "quant", "runs/quant.sh", ("quant", "accuracy")),
+    Section("With weights in int8 or int4", QUANT, "quant", "runs/quant.sh", ("quant", "accuracy")),
 )
 
 AFTER = """## Profile

@@ -1,4 +1,4 @@
-"""Accuracy of the shipped model with weights in int8, pruned, and both, on the same questions: `bash runs/quant.sh`."""
+"""Accuracy of the shipped model with weights in int8 or int4, pruned, and both, on the same questions: `bash runs/quant.sh`."""
 
 from __future__ import annotations
 
@@ -55,10 +55,16 @@ def main(
     model: str = "atp-mini-llava",
     questions: int = 600,
     budget: float = 0.6,
+    quant: str = "int8",
 ) -> None:
     """Measure and write."""
     loaded, processor = load(model)
-    result = {"schema": 1, "model": model, "questions": questions, "rows": rows(loaded, processor, questions, budget)}
+    result = {
+        "schema": 1,
+        "model": model,
+        "questions": questions,
+        "rows": rows(loaded, processor, questions, budget, quant=quant),
+    }
     out.parent.mkdir(parents=True, exist_ok=True)
     out.write_text(json.dumps(result, indent=1, allow_nan=False) + "\n", encoding="utf-8")
     for row in result["rows"]:

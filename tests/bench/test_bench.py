@@ -148,7 +148,7 @@ def test_cache_bytes_are_those_of_the_formula() -> None:
         (["--device", "gpux"], "cannot use the device 'gpux'"),
         (["--rounds", "0"], "--rounds is at least 1"),
         (["--image", "nowhere.png"], "no such image"),
-        (["--quant", "int3"], "--quant is int8, got 'int3'"),
+        (["--quant", "int3"], "--quant is int8 or int4, got 'int3'"),
         (["--round-to", "1"], "--round-to is at least 2"),
         (["--compare", "resized"], "Did you mean 'resize'?"),
         (["--depth", "0.5"], "--depth builds an --arch with fewer layers"),

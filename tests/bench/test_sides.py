@@ -158,13 +158,18 @@ def test_gaps_are_what_no_operator_fills() -> None:
     assert told == {"hooks": 2, "idle_seconds": pytest.approx(8e-6), "most_idle": "atp: enter"}
 
 
-# --- weights in int8 ----------------------------------------------------------------------------------------------------
+# --- weights in int8 and int4 -------------------------------------------------------------------------------------------------
 
 
-@pytest.fixture
-def small() -> nn.Module:
+KINDS = {"int8": "Int8Tensor", "int4": "Int4OpaqueTensor"}
+
+
+@pytest.fixture(params=KINDS)
+def small(request: pytest.FixtureRequest) -> nn.Module:
     pytest.importorskip("torchao")
-    return quantised(plain(), "int8")
+    made = quantised(plain(), request.param)
+    made.quant = request.param
+    return made
 
 
 def plain() -> Any:
@@ -178,8 +183,15 @@ def test_quantising_leaves_the_model_and_its_classes(small: nn.Module) -> None:
     for (name, weight), other in zip(model.named_parameters(), again.parameters(), strict=True):
         assert torch.equal(weight, other), name
     linear = [module for module in small.modules() if isinstance(module, nn.Linear)]
-    assert linear and all(type(module.weight).__name__ == "Int8Tensor" for module in linear)
-    dense = sum(module.weight.numel() for module in model.modules() if isinstance(module, nn.Linear))
+    there = [module for module in linear if type(module.weight).__name__ == KINDS[small.quant]]
+    if small.quant == "int8":
+        assert there == linear
+    else:  # rows of 32 weights in sixteens, and none of the tower's
+        text = [
+            module for module in (*adapt(small).text.modules(), small.get_output_embeddings()) if isinstance(module, nn.Linear)
+        ]
+        assert there == [module for module in text if module.in_features % 32 == 0] and len(there) > 20
+    dense = sum(module.weight.numel() for module in there)
     assert weight_bytes(model) - weight_bytes(small) > 0.7 * dense * (4 - 1)  # float32 before, scales beside
 
 
@@ -197,11 +209,12 @@ def test_quantising_changes_more_than_the_tolerance(small: nn.Module) -> None:
     assert (one - two).abs().max() > 1000 * ROUNDED
 
 
-def test_all_sides_once_more_on_the_copy() -> None:
+@pytest.mark.parametrize("quant", KINDS)
+def test_all_sides_once_more_on_the_copy(quant: str) -> None:
     pytest.importorskip("torchao")
-    own = subject(methods=("random",), budgets=(0.8,), quant="int8")
+    own = subject(methods=("random",), budgets=(0.8,), quant=quant)
     made = case(own, 1, 2, lambda words: None)
-    assert [side["side"] for side in made["sides"]] == ["unpruned", "random 0.8", "int8", "int8 + random 0.8"]
+    assert [side["side"] for side in made["sides"]] == ["unpruned", "random 0.8", quant, f"{quant} + random 0.8"]
     shares = [side.get("flops_share") for side in made["sides"]]
     assert shares[2] == 1.0 and shares[1] == shares[3] < 0.8
     assert made["quantised_bytes"] < made["weight_bytes"]
@@ -210,8 +223,19 @@ def test_all_sides_once_more_on_the_copy() -> None:
 
 def test_without_torchao_the_fix_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "torchao.quantization", None)
-    with pytest.raises(BadInput, match=r"pip install 'atp-vlm\[quant\]'"):
-        quantised(tiny.model(), "int8")
+    for quant in KINDS:
+        with pytest.raises(BadInput, match=r"pip install 'atp-vlm\[quant\]'"):
+            quantised(tiny.model(), quant)
+
+
+def test_int4_where_no_layer_fits() -> None:
+    pytest.importorskip("torchao")
+    model = plain()
+    for layer in model.modules():
+        if isinstance(layer, nn.Linear):
+            layer.in_features += 1  # as the kernels see it
+    with pytest.raises(BadInput, match="a multiple of 32 weights, the language model has none; use --quant int8"):
+        quantised(model, "int4")
 
 
 def test_tiles_leave_before_the_tower_and_patches_in_it() -> None:

@@ -36,7 +36,7 @@ def bench(
     tiles: Annotated[int | None, typer.Option(help="Tower images of a prompt, for an --arch. [default: a photo's]")] = None,
     keep_tiles: Annotated[float | None, typer.Option(help="Share of a picture's tiles that reach the tower, e.g. 0.5.")] = None,
     depth: Annotated[float, typer.Option(help="Share of the layers of an --arch that are built, e.g. 0.5.")] = 1.0,
-    quant: Annotated[str | None, typer.Option(help="int8: all sides once more, weights in int8 by torchao.")] = None,
+    quant: Annotated[str | None, typer.Option(help="int8 or int4: all sides once more, weights so by torchao.")] = None,
     round_to: Annotated[
         int | None, typer.Option(help="Once more with counts rounded down to rows in multiples of it, e.g. 32.")
     ] = None,

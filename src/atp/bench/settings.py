@@ -10,7 +10,7 @@ from atp.calibrations import Given, read_all
 from atp.errors import BadInput
 from atp.loading import check_dtype
 
-QUANTS = ("int8",)
+QUANTS = ("int8", "int4")
 """Weight-only quantisation that torchao does on CPUs and GPUs alike."""
 
 KERNELS = ("torch", "triton")
@@ -33,7 +33,7 @@ class Settings:
         compare: methods that stand beside them at the same budgets.
         keep_all: one more side with all the machinery and nothing saved.
         round_to: one more side each, its counts rounded down to rows in multiples of this.
-        quant: all sides once more on a copy with weights in int8; None = none.
+        quant: all sides once more on a copy with weights in int8 or int4; None = none.
         batches, answers: every batch size with every answer length is one case.
         devices: e.g. "cpu", "cuda:0"; "" = a GPU if there is one.
         dtype: of the weights; None = bfloat16 for an architecture, else what `atp.load` takes.
