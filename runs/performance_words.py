@@ -100,7 +100,7 @@ Qwen2-0.5B's width. Attention grows with the square of the tokens."""
 
 PLOT = "![time against visual tokens](results/performance/growth/growth.svg)"
 
-QUANT = """`bash runs/quant.sh`, `pip install 'atp-vlm[quant]'`. Weight-only, by torchao: int8 for all linear layers, a scale a row;
+QUANT = """`bash runs/quant.sh`, `pip install 'atp-vlm[quant]'`. Weight-only, by torchao: int8 for all linear layers;
 int4 for those of the language model, a scale for 32 weights (the tower multiplies many rows at once, which int4 only slows
 down). Quantise first, then prune. Tested: the classes stay those of the model, and what is pruned equals the masked reference
 of the quantised model. int4 shortens decoding, which reads all weights, and lengthens the prompt, which pruning shortens: the

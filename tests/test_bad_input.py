@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import pickle
+import threading
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,7 +18,7 @@ from torch import Tensor, nn
 import invariants
 import tiny
 from atp.engine import prune
-from atp.errors import AtpError, UnsupportedModel
+from atp.errors import AlreadyPruned, AtpError, BadInput, UnsupportedModel
 from atp.methods.controls import Uniform
 from atp.plan import Plan, Site, Step
 
@@ -72,6 +74,16 @@ def test_a_prompt_that_was_truncated_within_its_image(cut: int) -> None:
             with pytest.raises(ValueError, match="Image features and image tokens do not match"):
                 call(**cropped)
         assert torch.equal(model(**whole).logits, want)
+    assert run.forwards == 1
+
+
+def test_an_empty_batch_is_called_so() -> None:
+    model: Any = tiny.model()
+    inputs = tiny.prompts(model)
+    with torch.no_grad(), prune(model, plan=PLAN) as run:
+        with pytest.raises(BadInput, match=r"the batch is empty: .*\[0, \d+\], expected at least one prompt"):
+            model(**{name: value[:0] for name, value in inputs.items()})
+        model(**inputs)
     assert run.forwards == 1
 
 
@@ -283,3 +295,152 @@ def test_peft_itself() -> None:
     assert (got - logits(merged, inputs)).abs().max() < 1e-9
     with prune(merged, plan=PLAN):
         assert torch.equal(merged.generate(**inputs, max_new_tokens=3, do_sample=False), said)
+
+
+# --- threads and copies -----------------------------------------------------------------------------------------------
+
+ONE = r"two threads are inside this model at once.*a lock around"
+
+
+def in_thread(work: Any) -> Any:
+    """What a call gives in a thread of its own, or what it raised there."""
+    found: list[Any] = []
+
+    def run() -> None:
+        try:
+            found.append(work())
+        except Exception as error:
+            found.append(error)
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    thread.join(60)
+    return found[0]
+
+
+@pytest.mark.parametrize("where", ["tower", "layer"])
+def test_a_second_thread_in_a_running_forward_is_refused_and_the_first_is_right(where: str) -> None:
+    """Whatever part of the model it calls, and whoever waits for whom."""
+    model: Any = tiny.make()
+    inputs, other = tiny.prompts(model), tiny.prompts(model, (5,), seed=3)
+    want, told = logits(model, inputs), []
+    calls = [
+        lambda: model(**other),
+        lambda: model.model(**other),
+        lambda: model.generate(**other, max_new_tokens=2),
+        lambda: model.get_image_features(pixel_values=other["pixel_values"]),
+        lambda: model.model.language_model(input_ids=torch.tensor([[9, 8]])),
+    ]
+
+    def meanwhile(module: nn.Module, args: Any, output: Any) -> None:
+        if threading.current_thread() is threading.main_thread():
+            told.extend(in_thread(call) for call in calls)
+
+    module = model.model.vision_tower if where == "tower" else model.model.language_model.layers[2]
+    with torch.no_grad(), prune(model, plan=PLAN) as run, hooked(module, meanwhile):
+        assert torch.equal(model(**inputs).logits, want)
+    assert run.forwards == 1
+    assert [type(error) for error in told] == [AtpError] * len(calls)
+    with pytest.raises(AtpError, match=ONE):
+        raise told[0]
+
+
+def test_a_lock_around_generate_serves_many_threads_in_one_block() -> None:
+    model: Any = tiny.model()
+    inputs = [tiny.prompts(model, (length,), seed=length) for length in (3, 5, 7, 9)]
+    want, lock = [generated(model, one) for one in inputs], threading.Lock()
+    found: dict[int, Tensor] = {}
+
+    def work(number: int) -> None:
+        with lock:
+            found[number] = model.generate(**inputs[number], max_new_tokens=4, do_sample=False)
+
+    with prune(model, plan=PLAN):
+        threads = [threading.Thread(target=work, args=(number,)) for number in range(4)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(60)
+    assert all(torch.equal(found[number], want[number]) for number in range(4))
+
+
+def generated(model: Any, inputs: dict[str, Tensor]) -> Tensor:
+    """An answer alone in a block."""
+    with prune(model, plan=PLAN):
+        found: Tensor = model.generate(**inputs, max_new_tokens=4, do_sample=False)
+    return found
+
+
+def test_a_thread_may_go_on_after_an_error_and_after_the_thread_before_it() -> None:
+    model: Any = tiny.model()
+    inputs = tiny.prompts(model)
+    want = logits(model, inputs)
+    with torch.no_grad(), prune(model, plan=PLAN):
+        with pytest.raises(ValueError, match="do not match"):
+            model(**{name: value[:, :3] if value.dim() == 2 else value for name, value in inputs.items()})
+        for _ in range(2):
+            assert torch.equal(in_thread(torch.no_grad()(lambda: model(**inputs).logits)), want)
+        assert torch.equal(torch.nn.DataParallel(model)(**inputs).logits, want)
+
+
+@pytest.mark.parametrize("turn", ["keep", "reselect"])
+def test_conversations_whose_forwards_alternate_are_told_apart_by_their_caches(turn: str) -> None:
+    model: Any = tiny.model()
+    both = [tiny.prompts(model, (length,), seed=length) for length in (4, 9)]
+    want = [logits_by_steps(model, [one], turn)[0] for one in both]
+    assert all(torch.equal(got, own) for got, own in zip(logits_by_steps(model, both, turn), want, strict=True))
+
+
+def logits_by_steps(model: Any, prompts: list[dict[str, Tensor]], turn: str) -> list[Tensor]:
+    """Prefill each prompt, then a token of each in turn, three times."""
+    with torch.no_grad(), prune(model, plan=PLAN, second_turn=turn):
+        outs = [[model(**one, use_cache=True)] for one in prompts]
+        for _ in range(3):
+            for said in outs:
+                said.append(model(input_ids=said[-1].logits[:, -1:].argmax(-1), past_key_values=said[-1].past_key_values))
+    return [torch.cat([out.logits[:, -1] for out in said]) for said in outs]
+
+
+def test_of_two_threads_that_open_a_block_at_once_one_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both have found the model free before either hooked it."""
+    from atp.engine import block
+
+    model, both, prepare = tiny.make(), threading.Barrier(2), block._prepare
+    left = threading.Event()
+
+    def slow(*given: Any) -> Any:
+        made = prepare(*given)
+        both.wait(30)
+        return made
+
+    def opened() -> int:
+        try:
+            with prune(model, plan=PLAN) as run, torch.no_grad():
+                model(**tiny.prompts(model))
+                left.wait(30)
+                return run.forwards
+        finally:
+            left.set()
+
+    monkeypatch.setattr(block, "_prepare", slow)
+    found: list[Any] = []
+    threads = [threading.Thread(target=lambda: found.append(in_thread(opened))) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    assert sorted(type(one).__name__ for one in found) == [AlreadyPruned.__name__, "int"]
+
+
+def test_a_model_is_copied_before_or_after_the_block() -> None:
+    model: Any = tiny.make()
+    said = r"a model inside a `with atp\.prune\(\.\.\.\)` block cannot be copied.*copy it before or after the block"
+    with prune(model, plan=PLAN) as run:
+        for part in (model, model.model, model.model.vision_tower, run):
+            for copied in (copy.deepcopy, pickle.dumps):
+                with pytest.raises(AtpError, match=said):
+                    copied(part)
+        with torch.no_grad():
+            model(**tiny.prompts(model))
+        assert pickle.loads(pickle.dumps(run.report())) == run.report()
+    assert torch.equal(logits(copy.deepcopy(model), tiny.prompts(model)), logits(model, tiny.prompts(model)))

@@ -62,8 +62,19 @@ def test_what_has_no_second_turn_says_so(mini) -> None:  # type: ignore[no-untyp
             Chat(*atp.load(name), picture)
     with pytest.raises(BadInput, match="no question given"):
         talk(model, processor, picture, [])
-    with pytest.raises(BadInput, match="max_new_tokens is at least 1, got 0"):
+    with pytest.raises(BadInput, match="max_new_tokens is a whole number >= 1, got 0"):
         Chat(model, processor, picture, 0)
+    for longest in ("16", 1.5, True):
+        with pytest.raises(BadInput, match="max_new_tokens is a whole number >= 1, got"):
+            Chat(model, processor, picture, longest)  # type: ignore[arg-type]
+    with pytest.raises(BadInput, match=r"an image is a picture, got None \(NoneType\)"):
+        Chat(model, processor, None).ask("How many?")  # type: ignore[arg-type]
+    with pytest.raises(BadInput, match=r"nothing was asked yet.*chat\.ask\("):
+        Chat(model, processor, picture).whole("How many?")
+    with pytest.raises(BadInput, match=r"the next question is a text, got 5 \(int\)"):
+        next_prompt(processor, 5)  # type: ignore[arg-type]
+    with pytest.raises(BadInput, match="the next question contains '<image>'"):
+        next_prompt(processor, "And <image> here?")
     with pytest.raises(BadInput, match="the next question is empty"):
         next_prompt(processor, "  ")
     kept = processor.chat_template

@@ -10,7 +10,7 @@ import pytest
 import atp
 from atp import loading
 from atp.cli import main
-from atp.errors import BadInput, InvalidPlan
+from atp.errors import AtpError, BadInput, InvalidPlan
 from atp.evals.items import scene_items
 
 ITEMS = list(scene_items(10, "train", 900_000_000, per_scene=1))
@@ -58,6 +58,24 @@ def test_too_few_inputs() -> None:
     for images, questions in ((IMAGES[:7], QUESTIONS[:7]), (IMAGES, QUESTIONS[:9])):
         with pytest.raises(BadInput, match="expected one for each and at least 8"):
             atp.fit_counts(model, processor, images, questions)
+
+
+@pytest.mark.parametrize(
+    ("given", "says"),
+    [
+        ({"images": None}, "1 images and .* questions, expected one for each"),
+        ({"questions": None}, "images and 1 questions, expected one for each"),
+        ({"budgets": None}, r"budget is a share in \(0, 1\], got None"),
+        ({"budgets": "0.5"}, r"budget is a share in \(0, 1\], got '0\.5'"),
+        ({"batch": "8"}, "batch is a whole number >= 1, got '8'"),
+        ({"options": ["alpha"]}, r"options are a mapping, got \['alpha'\] \(list\); e\.g\. \{'alpha': 0\.7\}"),
+    ],
+)
+def test_wrong_kinds_of_arguments(given: dict[str, object], says: str) -> None:
+    model, processor = atp.load("atp-mini-llava")
+    arguments: dict[str, Any] = {"images": IMAGES, "questions": QUESTIONS, "budgets": 0.5} | given
+    with pytest.raises(AtpError, match=says):
+        atp.fit_counts(model, processor, **arguments)
 
 
 def test_the_command_writes_what_prune_reads(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -42,7 +42,7 @@ def test_batches_hold_every_request_once_and_pictures_alike() -> None:
     queue = [noisy(width) for width in (112, 16, 80, 0, 48)]
     assert atp.batches(queue, 2) == [[3, 1], [4, 2], [0]]
     assert atp.batches([], 4) == []
-    with pytest.raises(BadInput, match=r"got size=0; e\.g\. size=16"):
+    with pytest.raises(BadInput, match=r"got 0; e\.g\. size=16"):
         atp.batches(queue, 0)
     assert doctest.testmod(grouping).failed == 0
 
@@ -78,3 +78,18 @@ def test_padding_by_hand() -> None:
     assert (ledger.rows_run["vision"], ledger.rows_asked["vision"]) == (2 * (5 + 4 + 3), 22)
     ledger.batch("vision", [])
     assert ledger.rows_run["vision"] == 24
+
+
+@pytest.mark.parametrize(
+    ("images", "size", "says"),
+    [
+        ([3, 1, 2], 2, r"pictures, got 3 \(int\).*atp\.load_image"),
+        (["cat.png"], 2, r"pictures, got 'cat.png' \(str\)"),
+        (None, 2, r"pictures, got None"),
+        ([noisy(0)], 1.5, r"whole number >= 1, got 1\.5"),
+        ([noisy(0)], "2", r"whole number >= 1, got '2'"),
+    ],
+)
+def test_what_is_no_queue(images: object, size: object, says: str) -> None:
+    with pytest.raises(BadInput, match=says):
+        atp.batches(images, size)  # type: ignore[arg-type]

@@ -53,6 +53,28 @@ def test_reads_open_files_and_images_without_touching_them() -> None:
     assert given.getpixel((0, 0)) != (9, 9, 9)
 
 
+def test_bytes_are_those_of_a_file() -> None:
+    buffer = io.BytesIO()
+    picture().save(buffer, "PNG")
+    for given in (buffer.getvalue(), bytearray(buffer.getvalue())):
+        assert np.array_equal(np.asarray(load_image(given)), np.asarray(picture()))
+    with pytest.raises(BadInput, match="is not an image that can be read"):
+        load_image(b"no image")
+
+
+@pytest.mark.parametrize(
+    ("given", "says"),
+    [
+        (None, r"got None \(NoneType\).*atp\.load_image\('cat\.png'\)"),
+        (np.zeros((9, 9, 3), np.uint8), r"got array.*\(ndarray\).*PIL\.Image\.fromarray\(array\)"),
+        ([picture()], r"expected one image, .*\(list\)"),
+    ],
+)
+def test_what_is_no_image(given: object, says: str) -> None:
+    with pytest.raises(BadInput, match=says):
+        load_image(given)  # type: ignore[arg-type]
+
+
 def test_alpha_is_laid_on_white(tmp_path: Path) -> None:
     half = Image.new("RGBA", (20, 20), (255, 0, 0, 0))
     half.paste((0, 0, 255, 128), (0, 0, 10, 20))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from atp import loading
+from atp import loading, prune, workload_of
 from atp.errors import BadInput, UnsupportedModel
 from atp.loading import build_inputs, load, visible_box
 from conftest import save_tiny_llava
@@ -174,12 +175,44 @@ def test_bad_questions_and_images(loaded: tuple[Any, Any], drawing: Image.Image)
         ([], ["dog ?"], "no image given"),
         ([drawing], [], "no question given"),
         ([drawing], ["  \n"], "the question is empty"),
-        ([drawing], [None], "the question is empty"),
+        ([drawing], [None], r"the question is a text, got None \(NoneType\)"),
+        ([drawing], [5], r"the question is a text, got 5 \(int\); e\.g\. 'How many dogs"),
+        (None, ["dog ?"], r"an image is a picture, got None \(NoneType\); open it: atp\.load_image\('cat\.png'\)"),
+        ([[drawing]], ["dog ?"], r"an image is a picture, got .* \(list\)"),
+        ([b"png"], ["dog ?"], r"an image is a picture, got b'png' \(bytes\)"),
+        (drawing, None, "the question is a text, got None"),
         ([drawing, drawing], ["dog ?"], "2 images but 1 questions"),
         ([drawing], ["what is <image> ?"], "contains '<image>'"),
     ]:
         with pytest.raises(BadInput, match=says):
             build_inputs(processor, images, questions)  # type: ignore[arg-type]
+
+
+def test_arrays_and_tensors_are_images(loaded: tuple[Any, Any], drawing: Image.Image) -> None:
+    array, ask = np.asarray(drawing), ["dog ?"]
+    want = build_inputs(loaded[1], [drawing], ask)["pixel_values"]
+    for given in ([array], torch.tensor(array).permute(2, 0, 1)[None]):
+        assert torch.equal(build_inputs(loaded[1], given, ask)["pixel_values"], want)  # type: ignore[arg-type]
+
+
+def test_what_is_no_processor(loaded: tuple[Any, Any], drawing: Image.Image) -> None:
+    model, processor = loaded
+    inputs = build_inputs(processor, [drawing], ["dog ?"])
+    for wrong in ("x", processor.tokenizer, processor.image_processor, model, (model, processor)):
+        says = rf"expected the model's processor, got {type(wrong).__name__}; e\.g\. model, processor = atp\.load"
+        with pytest.raises(BadInput, match=says):
+            build_inputs(wrong, [drawing], ["dog ?"])
+        with pytest.raises(BadInput, match=says):
+            workload_of(model, wrong, inputs)
+        with pytest.raises(BadInput, match=says):
+            prune(model, 0.9, processor=wrong).__enter__()
+    with pytest.raises(BadInput, match="expected the model's processor, got NoneType"):
+        workload_of(model, None, inputs)
+    for none in (None, {}, [1]):
+        with pytest.raises(BadInput, match=r"expected the model's inputs with input_ids, got .*atp\.build_inputs\("):
+            workload_of(model, processor, none)
+    with prune(model, 0.9, processor=SimpleNamespace(tokenizer=processor.tokenizer)):  # families without a chat template
+        pass
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from atp.errors import InvalidPlan
+from atp.errors import BadInput, InvalidPlan
 from atp.plan import Plan, Site, Step
 
 PLAN = Plan(
@@ -64,6 +64,14 @@ def test_sites_parse() -> None:
         (lambda: Step(Site("vision", 1), 0.5, floor=0.9, ceiling=0.1), "floor <= ceiling"),
         (lambda: Step(Site("language", 1), 0.5, text=1.5), r"text is a share in \[0, 1\], got 1.5"),
         (lambda: Step(Site("vision", 1), 0.5, text=0.5), "text tokens are in the language model only; give text=0.5"),
+        (lambda: Step(Site("vision", 1), "0.5"), r"keep is a share in \[0, 1\], got '0\.5'"),
+        (lambda: Step(Site("vision", 1), 0.5, threshold="1"), "threshold is relative to the mean score, >= 0, got '1'"),
+        (lambda: Step(Site("vision", 1), 0.5, floor=None), "floor <= ceiling <= 1, got None"),
+        (lambda: Step(Site("vision", 1), 0.5, text="all"), r"text is a share in \[0, 1\], got 'all'"),
+        (lambda: Step("vision:1", 0.5), r"at a Site, got 'vision:1' \(str\); e\.g\. Step\(Site\('language', 2\), 0\.5\)"),
+        (lambda: Plan("atp", Step(Site("vision", 1), 0.5)), r"steps are a tuple of Step, got Step\(.*e\.g\. \(Step\("),
+        (lambda: Plan("atp", (), ["alpha"]), r"options are a mapping, got \['alpha'\] \(list\)"),
+        (lambda: Plan("atp", (("vision:1", 0.5),)), r"steps are a tuple of Step, got \(\('vision:1', 0\.5\),\)"),
         (lambda: Plan("atp", (Step(Site("vision", 1), 0.5), Step(Site("vision", 1), 0.4))), "two steps at vision:1"),
         (lambda: Plan("atp", (Step(Site("vision", 1), 0.5), Step(Site("vision", 2), 0.6))), "cannot grow"),
     ],
@@ -81,6 +89,9 @@ def test_what_is_refused(make: Any, match: str) -> None:
         ("steps: []", "needs the key 'method'"),
         ("method: atp\nsteps:\n- site: vision:1", "needs the key 'keep'"),
         ("method: atp\nsteps: [3]", "a step is a mapping"),
+        ("method: atp\nsteps: 5", "steps are a list, got 5"),
+        ("method: atp\noptions: 5", "options are a mapping, got 5"),
+        ("method: atp\nsteps:\n- site: vision:1\n  keep: half", "keep is a share in .*got 'half'"),
         ("- 1", "expected a mapping"),
         ("a: [", "cannot read the plan"),
     ],
@@ -91,3 +102,10 @@ def test_bad_files(tmp_path: Path, text: str, match: str) -> None:
         Plan.load(tmp_path / "plan.yaml")
     with pytest.raises(InvalidPlan, match="cannot read the plan"):
         Plan.load(tmp_path / "absent.yaml")
+
+
+def test_where_no_plan_can_be_written(tmp_path: Path) -> None:
+    Plan("atp").save(tmp_path / "new" / "plan.yaml")
+    for path, why in ((tmp_path / "new" / "plan.yaml" / "plan.yaml", "File exists"), (tmp_path, "Is a directory")):
+        with pytest.raises(BadInput, match=rf"cannot write the plan '{path}': {why}; choose another file: 'plan\.yaml'"):
+            Plan("atp").save(path)

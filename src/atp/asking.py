@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ from torch import Tensor
 
 from atp.budget.cost import Workload
 from atp.budget.shape import ModelShape
-from atp.errors import BadInput
+from atp.errors import BadInput, told
 
 END_OF_UTTERANCE = "<end_of_utterance>"
 AROUND = "<fake_token_around_image>"  # Idefics writes it on both sides of an image
@@ -32,16 +32,13 @@ def build_inputs(processor: Any, images: Sequence[Image.Image], questions: Seque
     Raises:
         BadInput: no processor, no image, no question, an empty one, unequal numbers, or the image placeholder inside a question.
     """
-    if not hasattr(processor, "tokenizer"):
-        raise BadInput(
-            f"expected the model's processor, got {type(processor).__name__}; e.g. model, processor = atp.load('atp-mini-llava')"
-        )
-    given: list[Any] = [images] if isinstance(images, Image.Image | str | Path) else list(images)
-    for one in given:
+    check_processor(processor)
+    images, questions = listed(images), listed(questions)
+    for one in images:
         if isinstance(one, str | Path):
             raise BadInput(f"an image is a picture, got the path {str(one)!r}; open it: atp.load_image({str(one)!r})")
-    images = given
-    questions = [questions] if isinstance(questions, str) else list(questions)
+        if not isinstance(one, Image.Image) and not hasattr(one, "shape"):  # arrays and tensors have one
+            raise BadInput(f"an image is a picture, got {told(one)}; open it: atp.load_image('cat.png')")
     if not images:
         raise BadInput("no image given, expected one for each question; e.g. images=[load_image('cat.png')]")
     if not questions:
@@ -59,6 +56,35 @@ def build_inputs(processor: Any, images: Sequence[Image.Image], questions: Seque
     return dict(processor(**batch, padding_side="left", add_special_tokens=special))
 
 
+def listed(given: Any) -> list[Any]:
+    """Return the members of what was given, or itself where it is one."""
+    return list(given) if isinstance(given, Iterable) and not isinstance(given, str | bytes) else [given]
+
+
+def check_processor(processor: Any, needed: bool = True) -> None:
+    """Refuse what has no tokenizer beside it; None, too, where one is `needed`.
+
+    Raises:
+        BadInput: naming what it is.
+    """
+    if not hasattr(processor, "tokenizer") and (needed or processor is not None):
+        raise BadInput(
+            f"expected the model's processor, got {type(processor).__name__}; e.g. model, processor = atp.load('atp-mini-llava')"
+        )
+
+
+def _asked(processor: Any, question: Any, what: str, example: str) -> str:
+    """Return a question without the blanks around it, or refuse it."""
+    if not isinstance(question, str):
+        raise BadInput(f"{what} is a text, got {told(question)}; e.g. {example!r}")
+    if not question.strip():
+        raise BadInput(f"{what} is empty ({question!r}); ask something, e.g. {example!r}")
+    token = _image_token(processor)
+    if token in question:
+        raise BadInput(f"{what} contains {token!r}, which stands for the image itself; leave it out")
+    return question.strip()
+
+
 def prompt_of(processor: Any, question: str) -> str:
     """Render one question about one image through the chat template, or in the family's plain form where there is none.
 
@@ -67,15 +93,11 @@ def prompt_of(processor: Any, question: str) -> str:
     Raises:
         BadInput: an empty question, or one that contains the image placeholder.
     """
-    if not isinstance(question, str) or not question.strip():
-        raise BadInput(f"the question is empty ({question!r}); ask something, e.g. 'How many dogs are there?'")
-    token = _image_token(processor)
-    if token in question:
-        raise BadInput(f"the question contains {token!r}, which stands for the image itself; leave it out")
-    template = _template(processor)
+    question = _asked(processor, question, "the question", "How many dogs are there?")
+    token, template = _image_token(processor), _template(processor)
     if template is None:
-        return _plain(processor, token, question.strip())
-    content = [{"type": "image"}, {"type": "text", "text": question.strip()}]
+        return _plain(processor, token, question)
+    content = [{"type": "image"}, {"type": "text", "text": question}]
     prompt = _rendered(processor, template, [{"role": "user", "content": content}])
     return prompt.replace(token, "") if _leads(processor) else prompt
 
@@ -86,15 +108,14 @@ def next_prompt(processor: Any, question: str) -> str:
     Raises:
         BadInput: an empty question; a processor without chat template, or whose template says a conversation in another order.
     """
-    if not isinstance(question, str) or not question.strip():
-        raise BadInput(f"the next question is empty ({question!r}); ask something, e.g. 'What color is it?'")
+    question = _asked(processor, question, "the next question", "What color is it?")
     template, mark = _template(processor), "zq"
     if template is None:
         raise BadInput("this processor has no chat template, so a second question has no form; ask it as a first one")
-    said = [("user", "a"), ("assistant", mark), ("user", question.strip())]
+    said = [("user", "a"), ("assistant", mark), ("user", question)]
     talk = [{"role": role, "content": [{"type": "text", "text": text}]} for role, text in said]
     _, found, rest = _rendered(processor, template, talk).partition(mark)
-    if not found or question.strip() not in rest:
+    if not found or question not in rest:
         raise BadInput("the chat template does not say question, answer and next question in a row; ask it as a first one")
     return rest
 
@@ -128,7 +149,14 @@ def workload(shape: ModelShape, processor: Any, inputs: dict[str, Tensor], answe
 
 
 def text_places(shape: ModelShape, processor: Any, inputs: dict[str, Tensor]) -> Tensor:
-    """Return `[B, L]` bool, True where a prompt has text."""
+    """Return `[B, L]` bool, True where a prompt has text.
+
+    Raises:
+        BadInput: no processor, no inputs.
+    """
+    check_processor(processor)
+    if not isinstance(inputs, Mapping) or "input_ids" not in inputs:
+        raise BadInput(f"expected the model's inputs with input_ids, got {told(inputs)}; e.g. atp.build_inputs(processor, ...)")
     ids = inputs["input_ids"]
     live = inputs["attention_mask"].bool() if "attention_mask" in inputs else torch.ones_like(ids, dtype=torch.bool)
     return live if shape.cross is not None else live & (ids != _image_id(processor))

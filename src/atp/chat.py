@@ -14,6 +14,7 @@ from torch import Tensor
 
 from atp.adapters import adapt
 from atp.asking import build_inputs, next_prompt
+from atp.budget.amount import check_count
 from atp.engine import prune
 from atp.errors import BadInput
 from atp.plan import Plan
@@ -37,8 +38,7 @@ class Chat:
     """
 
     def __init__(self, model: Any, processor: Any, image: Image.Image, max_new_tokens: int = 16) -> None:
-        if max_new_tokens < 1:
-            raise BadInput(f"max_new_tokens is at least 1, got {max_new_tokens}; e.g. --max-new-tokens 16")
+        check_count("max_new_tokens", max_new_tokens, 16)
         if adapt(model).shape.cross is not None or adapt(model).connects == "keys":
             raise BadInput(
                 f"a chat goes on with a cache that holds the image; that of a {type(model).__name__} does not: ask "
@@ -68,7 +68,8 @@ class Chat:
 
     def following(self, question: str) -> Tensor:
         """Return the ids `[1, L]` of the conversation with another question behind it."""
-        assert self.ids is not None, "nothing was asked yet"
+        if self.ids is None:
+            raise BadInput("nothing was asked yet, so no question follows; ask a first one: chat.ask('What is in the image?')")
         end, rest = self.processor.tokenizer.eos_token, next_prompt(self.processor, question)
         if int(self.ids[0, -1]) == self.processor.tokenizer.eos_token_id:
             rest = rest.lstrip().removeprefix(end)

@@ -44,3 +44,8 @@ class BadInput(AtpError):
 
 class NothingPruned(AtpError):
     """A strict run whose plan removed no token."""
+
+
+def told(value: object) -> str:
+    """Return a value in few words, and its type, for a message."""
+    return f"{' '.join(repr(value).split())[:60]} ({type(value).__name__})"

@@ -15,8 +15,8 @@ from torch import Tensor
 
 from atp.adapters import adapt
 from atp.adapters.base import Adapter
-from atp.asking import build_inputs, text_places, workload
-from atp.budget.amount import Budget, check_share
+from atp.asking import build_inputs, listed, text_places, workload
+from atp.budget.amount import Budget, check_count, check_share, plain
 from atp.budget.calibrate import PART, Observed, calibrate, fitted, observed, spent
 from atp.budget.calibration import Calibration, fingerprint
 from atp.budget.cost import Workload
@@ -80,15 +80,14 @@ def fit_counts(
         >>> atp.fit_counts(model, processor, images, questions).save("adaptive_calibration.json")
     """
     shares = _shares(budgets)
-    images = [images] if isinstance(images, Image.Image) else list(images)
-    questions = [questions] if isinstance(questions, str) else list(questions)
+    images, questions = listed(images), listed(questions)
     if len(images) != len(questions) or len(images) < FEWEST:
         raise BadInput(
             f"{len(images)} images and {len(questions)} questions, expected one for each and at least {FEWEST}; some hundred are "
             "better: thresholds are shares of what inputs spend on average"
         )
-    if batch is not None and batch < 1:
-        raise BadInput(f"batch is at least 1, got {batch}; leave it away for 8, or 1 where the tower takes no mask")
+    if batch is not None:
+        check_count("batch", batch, 8)
     adapter, built = adapt(model), make_method(method, options or {})
     looks = any(built.raters(stack) or built.reading(stack) for stack in built.stacks)
     if "visual" not in built.kinds or not looks:
@@ -137,7 +136,7 @@ def _shares(budgets: Sequence[float] | float) -> tuple[float, ...]:
         BadInput: none, or one that prunes nothing.
         InvalidPlan: one that is no share.
     """
-    found = tuple(dict.fromkeys([budgets] if isinstance(budgets, int | float) else budgets))
+    found = tuple(dict.fromkeys(map(plain, listed(plain(budgets)))))
     for budget in found:
         check_share("budget", budget, positive=True)
     if not found or 1 in found:

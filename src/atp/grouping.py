@@ -7,7 +7,9 @@ from collections.abc import Sequence
 import numpy as np
 from PIL import Image
 
-from atp.errors import BadInput
+from atp.asking import listed
+from atp.budget.amount import check_count
+from atp.errors import BadInput, told
 
 SIDE, BLOCK = 112, 8
 FAR = 16.0  # grey levels; ours, see dev/LOG.md
@@ -42,14 +44,17 @@ def batches(images: Sequence[Image.Image], size: int) -> list[list[int]]:
         Numbers of the requests of each batch, quiet pictures first.
 
     Raises:
-        BadInput: a size below 1.
+        BadInput: no pictures, a size below 1.
 
     Example:
         >>> flat, busy = Image.new("RGB", (64, 64)), Image.effect_noise((64, 64), 90)
         >>> batches([busy, flat, busy, flat], size=2)
         [[1, 3], [0, 2]]
     """
-    if size < 1:
-        raise BadInput(f"a batch has at least one request, got size={size}; e.g. size=16")
+    check_count("size", size, 16)
+    images = listed(images)
+    for one in images:
+        if not isinstance(one, Image.Image):
+            raise BadInput(f"requests are put together by their pictures, got {told(one)}; e.g. [atp.load_image('cat.png')]")
     order = sorted(range(len(images)), key=lambda number: (detail(images[number]), number))
     return [order[start : start + size] for start in range(0, len(order), size)]

@@ -16,7 +16,7 @@ from typing import IO, Any
 import numpy as np
 from PIL import Image, ImageCms, ImageOps, UnidentifiedImageError
 
-from atp.errors import BadInput
+from atp.errors import BadInput, told
 
 MAX_PIXELS = 64_000_000  # ours: 8,000 x 8,000; about 200 MB once decoded
 MIN_SIDE = 8  # ours: below this there is not even one patch of the finest tower to look at
@@ -25,11 +25,11 @@ _ANIMATED = {"GIF", "PNG", "WEBP", "AVIF"}
 _BROKEN = (OSError, SyntaxError, ValueError, EOFError, IndexError, TypeError, struct.error, zlib.error)
 
 
-def load_image(source: str | Path | IO[bytes] | Image.Image) -> Image.Image:
+def load_image(source: str | Path | bytes | IO[bytes] | Image.Image) -> Image.Image:
     """Read an image: EXIF orientation applied, transparency on white, CMYK, grey, palette and 16 bits brought to 8-bit RGB.
 
     Args:
-        source: a path, an open binary file, or an image that pillow has opened already.
+        source: a path, an open binary file or its bytes, or an image that pillow has opened already.
 
     Returns:
         A new RGB image that holds no open file.
@@ -47,6 +47,10 @@ def load_image(source: str | Path | IO[bytes] | Image.Image) -> Image.Image:
                 return _read(file, str(path))
         except PermissionError:
             raise BadInput(f"no permission to read {str(path)!r}; try: chmod u+r {str(path)!r}") from None
+    source = io.BytesIO(source) if isinstance(source, bytes | bytearray | memoryview) else source
+    if not hasattr(source, "read"):
+        how = "PIL.Image.fromarray(array), uint8 [H, W, 3]" if hasattr(source, "shape") else "atp.load_image('cat.png')"
+        raise BadInput(f"expected one image, as a path, bytes, an open file or a pillow image, got {told(source)}; e.g. {how}")
     return _read(source, str(getattr(source, "name", "the image")))
 
 

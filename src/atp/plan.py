@@ -8,15 +8,17 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from numbers import Real
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from atp.errors import InvalidPlan
+from atp.errors import BadInput, InvalidPlan, told
 
 STACKS = ("pixels", "vision", "language")
 
@@ -78,15 +80,17 @@ class Step:
     text: float = 1.0
 
     def __post_init__(self) -> None:
-        if not 0.0 <= self.keep <= 1.0:
+        if not isinstance(self.site, Site):
+            raise InvalidPlan(f"a step is at a Site, got {told(self.site)}; e.g. Step(Site('language', 2), 0.5)")
+        if not _within(self.keep):
             raise InvalidPlan(f"step at {self.site}: keep is a share in [0, 1], got {self.keep!r}")
-        if self.threshold is not None and self.threshold < 0:
+        if self.threshold is not None and not _within(self.threshold, math.inf):
             raise InvalidPlan(f"step at {self.site}: threshold is relative to the mean score, >= 0, got {self.threshold!r}")
-        if not 0.0 <= self.floor <= self.ceiling <= 1.0:
+        if not (_within(self.floor) and _within(self.ceiling) and self.floor <= self.ceiling):
             raise InvalidPlan(
                 f"step at {self.site}: expected 0 <= floor <= ceiling <= 1, got {self.floor!r} and {self.ceiling!r}"
             )
-        if not 0.0 <= self.text <= 1.0:
+        if not _within(self.text):
             raise InvalidPlan(f"step at {self.site}: text is a share in [0, 1], got {self.text!r}")
         if self.text < 1 and self.site.stack != "language":
             raise InvalidPlan(
@@ -122,6 +126,10 @@ class Plan:
 
     def __post_init__(self) -> None:
         _check_tiles(self.tiles)
+        if not isinstance(self.steps, tuple | list) or not all(isinstance(step, Step) for step in self.steps):
+            raise InvalidPlan(f"steps are a tuple of Step, got {told(self.steps)}; e.g. (Step(Site('language', 2), 0.5),)")
+        if not isinstance(self.options, Mapping):
+            raise InvalidPlan(f"options are a mapping, got {told(self.options)}; e.g. {{'alpha': 0.7}}")
         ordered = tuple(sorted(self.steps, key=lambda step: (STACKS.index(step.site.stack), step.site.layer)))
         sites = [step.site for step in ordered]
         twice = sorted({str(site) for site in sites if sites.count(site) > 1})
@@ -170,19 +178,25 @@ class Plan:
             InvalidPlan: an unknown or a missing key, or a value out of range.
         """
         _check_keys("plan", data, {f.name for f in dataclasses.fields(cls)}, {"method"})
-        steps = []
-        for entry in data.get("steps") or ():
+        steps, given = [], data.get("steps") or ()
+        if not isinstance(given, list | tuple):
+            raise InvalidPlan(f"a plan's steps are a list, got {told(given)}; e.g. [{{site: 'language:2', keep: 0.5}}]")
+        for entry in given:
             if isinstance(entry, Mapping) and entry.get("kinds") == ["visual"]:  # as files of version 0.1 say
                 entry = {name: value for name, value in entry.items() if name != "kinds"}
             _check_keys("step", entry, {f.name for f in dataclasses.fields(Step)}, {"site", "keep"})
             steps.append(Step(**dict(entry, site=Site.parse(entry["site"]))))
-        return cls(data["method"], tuple(steps), dict(data.get("options") or {}), data.get("budget"), data.get("tiles"))
+        return cls(data["method"], tuple(steps), data.get("options") or {}, data.get("budget"), data.get("tiles"))
 
     def save(self, path: str | Path) -> None:
-        """Write YAML, or JSON where the name ends in `.json`."""
+        """Write YAML, or JSON where the name ends in `.json`.
+
+        Raises:
+            BadInput: it cannot be written.
+        """
         path = Path(path)
         text = json.dumps(self.to_dict(), indent=1) if path.suffix == ".json" else yaml.safe_dump(self.to_dict(), sort_keys=False)
-        path.write_text(text, encoding="utf-8")
+        write(path, text, "plan", "plan.yaml")
 
     @classmethod
     def load(cls, path: str | Path) -> Plan:
@@ -193,12 +207,30 @@ class Plan:
         """
         try:
             data = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-        except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        except (OSError, TypeError, UnicodeDecodeError, yaml.YAMLError) as error:
             raise InvalidPlan(f"cannot read the plan {str(path)!r}: {error}") from None
         if not isinstance(data, Mapping):
             found = type(data).__name__
             raise InvalidPlan(f"{str(path)!r} is no plan: expected a mapping with 'method' and 'steps', got {found}")
         return cls.from_dict(data)
+
+
+def write(path: str | Path, text: str, what: str, example: str) -> None:
+    """Write a file, and the folder it lies in.
+
+    Raises:
+        BadInput: naming what it would have been, and why it cannot be.
+    """
+    try:
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        Path(path).write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise BadInput(f"cannot write the {what} {str(path)!r}: {error.strerror}; choose another file: {example!r}") from None
+
+
+def _within(value: Any, most: float = 1.0) -> bool:
+    """Whether it is a number from 0 on."""
+    return isinstance(value, Real) and 0 <= float(value) <= most
 
 
 def _check_tiles(tiles: Any) -> None:

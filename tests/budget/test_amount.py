@@ -5,12 +5,17 @@ from __future__ import annotations
 import json
 import math
 import re
+import warnings
 from dataclasses import replace
+from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
+import tiny
 from atp.adapters import adapt
 from atp.budget.amount import Budget
 from atp.budget.calibration import Calibration, fingerprint
@@ -52,6 +57,32 @@ WORK = Workload(1, TEXT, 1)
 def test_forms(given: float | str | Budget, value: float, unit: str) -> None:
     found = Budget.parse(given)
     assert (found.value, found.unit) == (pytest.approx(value), unit)
+
+
+@pytest.mark.parametrize("given", [np.float32(0.6), np.float64(0.6), np.array(0.6), torch.tensor(0.6), Fraction(3, 5)])
+def test_numbers_of_numpy_and_torch_are_numbers(given: Any) -> None:
+    """They become Python's own, which a file can hold."""
+    found = Budget.parse(given).value
+    assert (type(found), found) == (float, 0.6)
+    model: Any = tiny.model()
+    want = [with_budget(model, 0.6, text) for text in (None, 0.6)]
+    assert [with_budget(model, given, text) for text in (None, given)] == want
+
+
+def with_budget(model: Any, budget: Any, text: Any) -> Plan:
+    work = None if text is None else Workload(1, 64, 1)
+    with warnings.catch_warnings(), prune(model, budget, text=text, workload=work) as run:
+        warnings.simplefilter("ignore")
+    assert Plan.from_dict(json.loads(json.dumps(run.plan.to_dict()))) == run.plan
+    return run.plan
+
+
+@pytest.mark.parametrize("given", [True, np.True_, torch.tensor(True), torch.tensor([0.6]), np.array([0.6, 0.4]), 1j, [0.6]])
+def test_what_is_no_number_is_no_budget(given: Any) -> None:
+    with pytest.raises(InvalidPlan, match=r"budget is a share in \(0, 1\], got .*budget=0\.6"):
+        Budget.parse(given)
+    with pytest.raises(InvalidPlan, match=r"text is a share in \[0, 1\], got"):
+        prune(tiny.model(), plan=Plan("atp"), text=given).__enter__()
 
 
 @pytest.mark.parametrize(

@@ -95,6 +95,8 @@ def test_bad_files(tmp_path: Path) -> None:
         Calibration.load(path)
     TABLE.save(path)
     data = json.loads(path.read_text(encoding="utf-8"))
+    with pytest.raises(BadInput, match=rf"cannot write the calibration '{tmp_path}': Is a directory; choose another file"):
+        TABLE.save(tmp_path)
     for key in ("fingerprint", "plans", "workload"):
         path.write_text(json.dumps({k: v for k, v in data.items() if k != key}), encoding="utf-8")
         with pytest.raises(BadInput, match=f"is damaged .*{key}.*calibrate the model again"):

@@ -89,6 +89,16 @@ def test_text_alone_may_be_enough_and_then_no_visual_token_leaves() -> None:
         Workload(protected=-1)
 
 
+def test_a_workload_is_one() -> None:
+    model = build("clip-llama")
+    for text in (None, 0.5):
+        says = r"workload is an atp\.Workload, got {'text': 9}; e\.g\. atp\.workload_of\(model, processor, inputs\)"
+        with pytest.raises(InvalidPlan, match=says):
+            prune(model, budget=0.8, text=text, workload={"text": 9}).__enter__()  # type: ignore[arg-type]
+    with pytest.raises(InvalidPlan, match=r"a running plan is a Plan, got 0\.5"), prune(model, budget=0.8) as run:
+        run.plan = 0.5  # type: ignore[assignment]
+
+
 def test_a_budget_for_unknown_text_says_so() -> None:
     model = build("clip-llama")
     says = r"give workload=atp.workload_of\(model, processor, inputs\)"

@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from atp.errors import BadInput
+
 Args = tuple[Any, ...]
 Kwargs = dict[str, Any]
 OLDER = {"hidden_states": "hidden_state"}
@@ -98,6 +100,10 @@ class Prompt:
     features: Any
     extra: Any = None
     sources: tuple[Source, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.ids.shape[0] == 0:
+            raise BadInput(f"the batch is empty: input_ids has the shape {list(self.ids.shape)}, expected at least one prompt")
 
 
 def additive(mask: Tensor | None) -> bool:

@@ -5,8 +5,10 @@ from __future__ import annotations
 import math
 import re
 from dataclasses import dataclass
+from numbers import Integral, Real
+from typing import Any
 
-from atp.errors import InvalidPlan
+from atp.errors import BadInput, InvalidPlan
 
 FORMS = (
     "a share of the unpruned FLOPs in (0, 1] such as 0.6 or '60%', a mean number of visual tokens per language layer such as "
@@ -42,6 +44,7 @@ class Budget:
     unit: str = "share"
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "value", plain(self.value))
         if self.unit not in _STEP:
             raise InvalidPlan(f"unknown unit {self.unit!r}; expected one of {', '.join(_STEP)}")
         if self.unit == "share":
@@ -84,13 +87,32 @@ class Budget:
 Amount = float | str | Budget
 
 
+def plain(value: Any) -> Any:
+    """Return a number of numpy, torch or fractions as Python's own, single precision as it is written; others as they are."""
+    if getattr(value, "ndim", None) == 0:
+        found = value.item()
+        value = float(f"{found:.7g}") if isinstance(found, float) and value.itemsize < 8 else found
+    return float(value) if isinstance(value, Real) and not isinstance(value, bool | int) else value
+
+
+def check_count(name: str, value: Any, example: int) -> None:
+    """Refuse what is no whole number >= 1.
+
+    Raises:
+        BadInput: naming the value and an example.
+    """
+    if not isinstance(value, Integral) or isinstance(value, bool) or value < 1:
+        raise BadInput(f"{name} is a whole number >= 1, got {value!r}; e.g. {name}={example}")
+
+
 def check_share(name: str, value: float, positive: bool = False) -> None:
     """Refuse what is not a share: in [0, 1], or in (0, 1] where `positive`; NaN is none.
 
     Raises:
         InvalidPlan: naming the value, the interval and an example.
     """
-    number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    if not number or not (0 < value <= 1 if positive else 0 <= value <= 1):
+    number = plain(value)
+    number = number if isinstance(number, int | float) and not isinstance(number, bool) else math.nan
+    if not (0 < number <= 1 if positive else 0 <= number <= 1):
         interval, example = ("(0, 1]", "0.6") if positive else ("[0, 1]", "0.5")
         raise InvalidPlan(f"{name} is a share in {interval}, got {value!r}; e.g. {name}={example}")

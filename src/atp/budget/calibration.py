@@ -17,7 +17,7 @@ from torch import Tensor
 from atp.budget.amount import check_share
 from atp.budget.cost import Workload
 from atp.errors import BadInput, InvalidPlan
-from atp.plan import Plan, Step
+from atp.plan import Plan, Step, write
 
 FORMAT = "atp-calibration-1"
 _TENSORS, _VALUES = 12, 4  # sampled for a fingerprint
@@ -155,7 +155,11 @@ class Calibration:
         return _interpolated(self.plans[above - 1], self.plans[above], budget)
 
     def save(self, path: str | Path) -> None:
-        """Write JSON."""
+        """Write JSON.
+
+        Raises:
+            BadInput: it cannot be written.
+        """
         data = {
             "format": FORMAT,
             "fingerprint": dataclasses.asdict(self.fingerprint),
@@ -164,7 +168,7 @@ class Calibration:
             "note": self.note,
             "plans": [plan.to_dict() for plan in self.plans],
         }
-        Path(path).write_text(json.dumps(data, indent=1) + "\n", encoding="utf-8")
+        write(path, json.dumps(data, indent=1) + "\n", "calibration", "calibration.json")
 
     @classmethod
     def load(cls, path: str | Path) -> Calibration:
@@ -206,7 +210,7 @@ def read_json(path: str | Path, what: str) -> Mapping[str, Any]:
     """
     try:
         data = json.loads(Path(path).read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+    except (OSError, TypeError, UnicodeDecodeError, json.JSONDecodeError) as error:
         wrote = "expected what atp fit-counts or atp calibrate wrote"
         raise BadInput(f"cannot read the {what} {str(path)!r}: {error}; {wrote}") from None
     return data if isinstance(data, Mapping) else {"format": type(data).__name__}

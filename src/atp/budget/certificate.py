@@ -12,7 +12,7 @@ from typing import Any
 from atp.budget.calibration import FORMAT as CALIBRATION
 from atp.budget.calibration import Calibration, Fingerprint, read_json
 from atp.errors import BadInput, InvalidPlan
-from atp.plan import Plan
+from atp.plan import Plan, write
 
 FORMAT = "atp-certificate-1"
 
@@ -85,11 +85,7 @@ class Certificate:
         plain = {entry.name: getattr(self, entry.name) for entry in dataclasses.fields(self)}
         data = {"format": FORMAT, "statement": self.statement, **plain}
         data |= {"plan": self.plan.to_dict(), "fingerprint": dataclasses.asdict(self.fingerprint), "details": dict(self.details)}
-        try:
-            Path(path).parent.mkdir(parents=True, exist_ok=True)
-            Path(path).write_text(json.dumps(data, indent=1, allow_nan=False) + "\n", encoding="utf-8")
-        except OSError as error:
-            raise BadInput(f"cannot write the certificate {str(path)!r}: {error.strerror}; choose another --out") from None
+        write(path, json.dumps(data, indent=1, allow_nan=False) + "\n", "certificate", "certificate.json")
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any], path: str | Path) -> Certificate:

@@ -18,6 +18,8 @@ def check_change(before: Plan, after: Plan) -> None:
     Raises:
         InvalidPlan: another method, or sites that the plan at entry did not have.
     """
+    if not isinstance(after, Plan):
+        raise InvalidPlan(f"a running plan is a Plan, got {after!r}; e.g. run.plan = Plan.load('plan.yaml')")
     known = {step.site for step in before.steps}
     extra = sorted(str(step.site) for step in after.steps if step.site not in known)
     if after.method != before.method or extra:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import functools
+import threading
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,8 @@ from torch import Tensor, nn
 
 from atp.adapters import adapt
 from atp.adapters.base import Adapter, Args, Kwargs, StackView
-from atp.budget.amount import Amount
+from atp.asking import check_processor, listed
+from atp.budget.amount import Amount, plain
 from atp.budget.cost import TAIL, Workload
 from atp.engine.allowed import check_plan
 from atp.engine.checking import FirstCall
@@ -27,6 +29,8 @@ from atp.engine.words import expected, guard_of, with_text
 from atp.errors import AlreadyPruned, NothingPruned
 from atp.methods.base import checked, spelled
 from atp.plan import Plan, Site
+
+ENTRY = threading.Lock()  # two blocks that open at once look one after the other whether the model is free
 
 
 @contextmanager
@@ -44,7 +48,7 @@ def prune(
     tiles: float | str | None = None,
     second_turn: str = "keep",
     record_all_scores: bool = False,
-    template_ids: frozenset[int] | None = None,
+    template_ids: Iterable[int] | None = None,
     workload: Workload | None = None,
     sites: Sequence[Site | str] | str | None = None,
     adapter: str | None = None,
@@ -86,8 +90,10 @@ def prune(
 
     Raises:
         UnsupportedModel, UnknownMethod, InvalidPlan: as they say.
+        BadInput: `processor` is none; and in the block, an empty batch.
         AlreadyPruned: the model is inside another such block.
         NothingPruned: `strict` and no token left.
+        AtpError: in the block, two threads that are inside the model at once; its copy.
 
     Example:
         >>> with atp.prune(model, budget=0.6) as run:
@@ -95,30 +101,30 @@ def prune(
         >>> print(run.report())
     """
     adapted = adapt(model, adapter)
+    check_processor(processor, needed=False)
+    text, tiles = plain(text), plain(tiles)
     work = expected(adapted, workload, plan is not None or calibration is not None, text, text_tail, budget is not None)
     run = _prepare(adapted, budget, method, plan, calibration, work, method_options, text, second_turn, tiles, sites)
     run.guard = lambda: guard_of(adapted, processor, text_tail)
     run.chooser.score_all = record_all_scores
-    run.chooser.template = run.adapter.template_ids(processor) | (template_ids or frozenset())
-    handles: list[Any] = []
-    try:
-        if run.adapter.checks:
-            handles.append(run.adapter.base.register_forward_pre_hook(FirstCall(run, _hooked), with_kwargs=True))
-        _install(run, handles)
+    run.chooser.template = run.adapter.template_ids(processor) | frozenset(listed(template_ids or ()))
+    with _hooked(run, inner=False):
         yield run
-    finally:
-        run.close()
-        for handle in handles:
-            handle.remove()
     _check_pruned(run, strict)
 
 
 @contextmanager
-def _hooked(run: Run) -> Iterator[None]:
-    """Hook a run of its own."""
+def _hooked(run: Run, inner: bool = True) -> Iterator[None]:
+    """Hook a run, one that compares inside of another or the one of a block."""
     handles: list[Any] = []
     try:
-        _install(run, handles)
+        with ENTRY:
+            if not inner:
+                _check_free(run.adapter)
+                if run.adapter.checks:
+                    first = FirstCall(run, _hooked)
+                    handles.append(run.adapter.base.register_forward_pre_hook(first, with_kwargs=True))
+            _install(run, handles)
         yield
     finally:
         run.close()
@@ -150,10 +156,7 @@ def _prepare(
     sites: Sequence[Site | str] | str | None = None,
 ) -> Run:
     """Find method and plan, and refuse what does not fit together; nothing is hooked yet."""
-    if any(isinstance(getattr(hook, "__self__", None), Run) for hook in adapter.base._forward_pre_hooks.values()):
-        raise AlreadyPruned(
-            "this model is already inside a `with atp.prune(...)` block; leave it first, or put both budgets into one plan"
-        )
+    _check_free(adapter)
     if method is not None and ":" in method:
         method, own = spelled(method)
         sites, options = own.pop("sites", sites) if sites is None else sites, {**own, **options}
@@ -165,9 +168,17 @@ def _prepare(
     return kind(adapter, built, chosen, second_turn == "reselect")
 
 
+def _check_free(adapter: Adapter) -> None:
+    if any(isinstance(getattr(hook, "__self__", None), Run) for hook in adapter.base._forward_pre_hooks.values()):
+        raise AlreadyPruned(
+            "this model is already inside a `with atp.prune(...)` block; leave it first, or put both budgets into one plan"
+        )
+
+
 def _install(run: Run, handles: list[Any]) -> None:
     """Register all hooks; the handles that exist are in the list whatever happens."""
     adapter = run.adapter
+    run.stand_alone(adapter, handles)
 
     def before(module: nn.Module, hook: Any) -> None:
         hook = _Waking(run, hook) if adapter.checks else hook

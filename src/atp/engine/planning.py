@@ -178,6 +178,7 @@ def make_method(name: str, options: Mapping[str, Any]) -> Method:
         InvalidPlan: an option that it does not have.
     """
     cls = METHODS.get(name)
+    Plan(name, options=options)  # refuses what is no mapping
     known = [entry.name for entry in dataclasses.fields(cls)]
     for option in options:
         if option not in known:

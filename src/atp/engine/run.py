@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from atp.adapters.base import Adapter, Args, CrossView, Images, Kwargs, Prompt, StackView
 from atp.budget.shape import ModelShape
 from atp.engine.allowed import check_change
+from atp.engine.alone import Alone
 from atp.engine.arrivals import all_arrivals, of_prompt, unknown_images
 from atp.engine.book import Book
 from atp.engine.census import Census, TowerPass, of_tower
@@ -30,15 +31,12 @@ from atp.tokens import Trace
 from atp.tracing import lazy
 
 
-class Run:
-    """What `prune` yields: the plan in force, the trace, and the report.
-
-    It holds the state of the running forward, so a model that is being pruned serves one call at a time.
-    """
+class Run(Alone):
+    """What `prune` yields: the plan in force, the trace, and the report."""
 
     def __init__(self, adapter: Adapter, method: Method, plan: Plan, reselect: bool = False) -> None:
-        self.adapter, self.method = adapter, method
-        self._plan = plan
+        super().__init__()
+        self.adapter, self.method, self._plan = adapter, method, plan
         self.book = Book()
         self.chooser = Chooser(method)
         self.gathers = self.aside = False  # rows also where all are alive; nothing, while the model is compared with itself
@@ -139,7 +137,9 @@ class Run:
             self.book.warn("cache", "without cache every step runs the prompt again and chooses anew; use use_cache=True")
 
     def leave_base(self, module: nn.Module, args: Args, output: Any) -> None:
-        """After it, also when it raised."""
+        """After it, also when it raised; not where another thread was refused."""
+        if not self.mine:
+            return
         self.close()
         self._prompt = self._language = self._tower = self._vision = None
         self._towers, self._features, self._live, self._images = [], None, None, None

@@ -91,13 +91,16 @@ def workload_of(model: Any, processor: Any, inputs: Any, answer: int = 3, text_t
     Returns:
         What `atp.prune(model, budget=..., text=..., workload=...)` meets its budget for.
 
+    Raises:
+        BadInput: `processor` or `inputs` is none.
+
     Example:
         >>> work = atp.workload_of(model, processor, inputs)
         >>> with atp.prune(model, budget=0.6, text=0.5, processor=processor, workload=work) as run:
         ...     out = model.generate(**inputs)
     """
     adapter = adapt(model)
-    guard, said = guard_of(adapter, processor, text_tail), text_places(adapter.shape, processor, inputs)
+    said, guard = text_places(adapter.shape, processor, inputs), guard_of(adapter, processor, text_tail)
     rank = said.cumsum(1) - 1
     held = said & ((rank == 0) | (rank >= said.sum(1, keepdim=True) - text_tail) | guard.meaning(inputs["input_ids"]))
     return dataclasses.replace(workload(adapter.shape, processor, inputs, answer), protected=round(int(held.sum()) / len(held)))
@@ -107,9 +110,11 @@ def expected(adapter: Adapter, work: Workload | None, plan_given: bool, text: An
     """Return the workload to solve for, with what `tail` protects; warns if text leaves by a budget `told` without workload.
 
     Raises:
-        InvalidPlan: `tail` is no whole number >= 1.
+        InvalidPlan: `tail` is no whole number >= 1, `work` no workload.
     """
     check_tail(tail)
+    if work is not None and not isinstance(work, Workload):
+        raise InvalidPlan(f"workload is an atp.Workload, got {work!r}; e.g. atp.workload_of(model, processor, inputs)")
     share = isinstance(text, int | float) and 0 <= text < 1  # anything else is refused later
     if not share or plan_given:
         return work
