@@ -345,6 +345,21 @@ def test_a_second_thread_in_a_running_forward_is_refused_and_the_first_is_right(
         raise told[0]
 
 
+def test_a_second_thread_between_tower_and_connector_is_noticed() -> None:
+    """`generate` calls both before the model, so nobody is inside for a moment."""
+    model: Any = tiny.make()
+    inputs, other = tiny.prompts(model), tiny.prompts(model, (5,), seed=3)
+    want, told = logits(model, other), []
+
+    def meanwhile(module: nn.Module, args: Any, output: Any) -> None:
+        if threading.current_thread() is threading.main_thread():
+            told.append(in_thread(torch.no_grad()(lambda: model(**other).logits)))
+
+    with hooked(model.model.vision_tower, meanwhile), prune(model, plan=PLAN), pytest.raises(AtpError, match=ONE):
+        model.generate(**inputs, max_new_tokens=2)
+    assert torch.equal(told[0], want)
+
+
 def test_a_lock_around_generate_serves_many_threads_in_one_block() -> None:
     model: Any = tiny.model()
     inputs = [tiny.prompts(model, (length,), seed=length) for length in (3, 5, 7, 9)]

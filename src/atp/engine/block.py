@@ -236,7 +236,11 @@ class _Watch:
 
         @functools.wraps(method)
         def reported(*args: Any, **kwargs: Any) -> Any:
-            return run.laid_out(name, method, args, kwargs)
+            run.enter_alone(self)
+            try:
+                return run.laid_out(name, method, args, kwargs)
+            finally:
+                run.leave_alone(self)
 
         setattr(owner, name, reported)
 
