@@ -11,7 +11,7 @@ THREADS="${THREADS:-8}"
 source runs/measure.sh
 mkdir -p out
 common=(--dtype bf16 --device "${DEVICE:=cuda:0}" --depth "${DEPTH:-1}" --budget 0.6,0.4 --compare fastv,resize --eager fastv)
-common+=(${TRITON---kernels triton})
+common+=(--methods atp,atp:sites=vision:0 ${TRITON---kernels triton}) # one site: where launches take the time, every site tells
 export ROUNDS="${ROUNDS:-7}"
 
 llava() {
