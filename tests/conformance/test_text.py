@@ -192,7 +192,11 @@ def test_tokendrop_keeps_the_ids_that_are_hard_to_predict(tmp_path: Path) -> Non
 
 
 class Words:
-    """A tokenizer of whole words, and of pieces as vocabularies spell them."""
+    """A processor that is its own tokenizer, of whole words and of pieces as vocabularies spell them."""
+
+    @property
+    def tokenizer(self) -> Words:
+        return self
 
     all_special_ids = (0, 1, 2)
     vocab = (

@@ -199,7 +199,9 @@ def spelled(text: str) -> tuple[str, dict[str, Any]]:
             options[option] = json.loads(value)
         except ValueError:
             options[option] = value
-    method(**{option: value for option, value in options.items() if option != "sites"})
+    own = {option: value for option, value in options.items() if option != "sites"}
+    if own:
+        method(**own)
     return name, options
 
 
