@@ -37,6 +37,14 @@ def test_each_input_gets_its_own_counts_and_the_mean_is_the_budget(name: str, tm
     assert len(counts) > 5, "counts hardly differ"
 
 
+def test_a_method_with_sites_and_options_of_its_own() -> None:
+    model, processor = atp.load("atp-mini-llava")
+    found = atp.fit_counts(model, processor, IMAGES, QUESTIONS, 0.7, method="atp:sites=vision:0/vision:3+alpha=0.7")
+    (plan,) = found.plans
+    assert (plan.method, dict(plan.options)) == ("atp", {"alpha": 0.7})
+    assert [str(step.site) for step in plan.steps] == ["vision:0", "vision:3"]
+
+
 def own(name: str) -> Path:
     """The calibration beside a shipped model's weights."""
     return Path(loading.resolve(name)) / "atp_calibration.json"

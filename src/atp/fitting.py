@@ -21,13 +21,14 @@ from atp.budget.calibrate import PART, Observed, calibrate, fitted, observed, sp
 from atp.budget.calibration import Calibration, fingerprint
 from atp.budget.cost import Workload
 from atp.budget.shape import ModelShape
+from atp.budget.sites import places as named_sites
 from atp.budget.solve import default_sites, solve, workable
 from atp.engine import prune
 from atp.engine.allowed import check_plan
 from atp.engine.planning import make_method, prices_of
 from atp.engine.tables import CALIBRATION
 from atp.errors import BadInput, InvalidPlan
-from atp.methods import Method
+from atp.methods import Method, spelled
 from atp.plan import Plan, Site, Step
 
 MAX_NEW_TOKENS, ANSWER, FEWEST = 4, 2, 8
@@ -44,7 +45,7 @@ def fit_counts(
     *,
     method: str = "atp",
     options: Mapping[str, Any] | None = None,
-    sites: Sequence[Site | str] | None = None,
+    sites: Sequence[Site | str] | str | None = None,
     balance: float = 0.5,
     batch: int | None = None,
     note: str = "",
@@ -60,8 +61,8 @@ def fit_counts(
         images: RGB, see `load_image`.
         questions: as many.
         budgets: shares of the unpruned FLOPs, below 1; budgets between them are interpolated.
-        method, options: who scores.
-        sites: where, e.g. `"vision:2"`; None = those of the checkpoint's own calibration, or of the method.
+        method, options: who scores; `"atp:alpha=0.7"` is both.
+        sites: where, e.g. `"vision:0/vision:3"`; None = those of the checkpoint's own calibration, or of the method.
         balance: of the schedule, see `budget.solve`.
         batch: most questions of a forward; None = 8, or 1 where the tower takes no mask.
         note: free words for the file, e.g. what the inputs are.
@@ -88,7 +89,10 @@ def fit_counts(
         )
     if batch is not None:
         check_count("batch", batch, 8)
-    adapter, built = adapt(model), make_method(method, options or {})
+    name, own = spelled(method)
+    sites, options = sites or own.pop("sites", None), options or {}
+    options = {**own, **options} if own else options
+    adapter, built = adapt(model), make_method(name, options)
     looks = any(built.raters(stack) or built.reading(stack) for stack in built.stacks)
     if "visual" not in built.kinds or not looks:
         raise InvalidPlan(
@@ -98,9 +102,8 @@ def fit_counts(
     rows = [build_inputs(processor, [image], [question]) for image, question in zip(images, questions, strict=True)]
     batches = batched(rows, batch or (8 if adapter.vision.maskable else 1))
     work, adapter.shape = mean_prompt(adapter.shape, processor, rows)
-    known = own_sites(model, adapter, built, options or {}) if sites is None else sites
-    places = [Site.parse(site) if isinstance(site, str) else site for site in known]
-    about: Any = {"balance": balance, "options": options or {}}
+    places = list(own_sites(model, adapter, built, options) if sites is None else named_sites(sites))
+    about: Any = {"balance": balance, "options": options}
     fixed = [_fixed(adapter, built, share, work, places, **about) for share in shares]  # all, before the first input runs
     plans = []
     for share, plan in zip(shares, filled(fixed), strict=True):

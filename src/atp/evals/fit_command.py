@@ -42,14 +42,14 @@ def fit_counts(
     from atp.fitting import FEWEST
     from atp.fitting import fit_counts as fit
     from atp.loading import check_kind, check_model_type, load, resolve
-    from atp.methods import METHODS
+    from atp.methods import spelled
 
     for share in read.budgets(budgets):
         check_share("budget", share, positive=True)
     shares = [share for share in read.budgets(budgets) if share < 1]
     if not shares:
         raise BadInput(f"--budgets has no share below 1, got {budgets!r}; e.g. --budgets 0.6,0.4")
-    METHODS.get(method)
+    spelled(method)
     if items < FEWEST:
         raise BadInput(f"--items is at least {FEWEST}, got {items}; e.g. --items 240")
     writable(out, "calibration", "adaptive_calibration.json")

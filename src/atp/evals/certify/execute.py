@@ -23,7 +23,7 @@ from atp.evals.harness.gather import Gathered, cost, gather, reference
 from atp.evals.harness.settings import REFERENCE, Settings
 from atp.evals.tasks.base import REGISTRY as TASKS
 from atp.loading import check_kind, check_model_type, load, resolve
-from atp.methods import METHODS
+from atp.methods import spelled
 from atp.plan import Plan
 from atp.scenes import SPLITS
 from atp.scenes.official import write
@@ -82,7 +82,7 @@ class Wanted:
             raise BadInput(f"unknown test {self.test!r}; choose one of auto, {', '.join(TESTS)}")
         if self.method == REFERENCE or not any(0 < budget < 1 for budget in self.budgets):
             raise BadInput("nothing to certify: the grid has no method at a budget below 1; e.g. --budgets 0.9,0.8,0.6")
-        METHODS.get(self.method)
+        spelled(self.method)
         if self.data and self.name == SCENES:
             raise BadInput(
                 f"scenes are drawn, got --data {self.data}; use --task {ASKED} for the files there, or leave --data away"
