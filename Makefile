@@ -29,8 +29,8 @@ demo: $(STAMP)
 test: $(STAMP)
 	@$(BIN)/python -m pytest -q
 
-test-oldest: $(STAMP)  # with the oldest transformers that pyproject.toml permits, laid over the installed one
-	@$(BIN)/python -m pip install --disable-pip-version-check -q --no-deps --target build/transformers-5.20 "transformers==5.20.*"
+test-oldest: $(STAMP)  # the oldest transformers permitted, over the installed one
+	@$(BIN)/python -m pip install --disable-pip-version-check -q --no-deps --target build/transformers-5.20 "transformers==5.20.0"
 	@PYTHONPATH=build/transformers-5.20 $(BIN)/python -m pytest -q
 
 check: $(STAMP)

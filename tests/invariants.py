@@ -10,11 +10,15 @@ import torch
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
+from transformers.modeling_layers import GradientCheckpointingLayer
 
 import reference
 import tiny
 from atp.engine import Run, prune
 from atp.plan import Plan
+
+HOOKS_RUN_ONCE = "__call__" not in vars(GradientCheckpointingLayer)
+"""Whether checkpointed layers keep hooks out of what runs again: since transformers 5.23."""
 
 Inputs = dict[str, Tensor]
 

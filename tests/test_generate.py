@@ -8,7 +8,6 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
-from transformers.modeling_layers import GradientCheckpointingLayer
 
 import invariants
 import reference
@@ -245,11 +244,7 @@ def test_recorded_hidden_states_have_full_length() -> None:
     assert torch.equal(out.hidden_states[0][text], embedded[text])
 
 
-HOOKS_RUN_ONCE = "__call__" not in vars(GradientCheckpointingLayer)
-"""Since transformers 5.23."""
-
-
-@pytest.mark.skipif(HOOKS_RUN_ONCE, reason="this transformers keeps hooks out of what is checkpointed")
+@pytest.mark.skipif(invariants.HOOKS_RUN_ONCE, reason="this transformers keeps hooks out of what is checkpointed")
 def test_checkpointing_that_would_run_hooks_twice() -> None:
     model = tiny.make()
     model.train()
@@ -259,7 +254,9 @@ def test_checkpointing_that_would_run_hooks_twice() -> None:
         model(**inputs, labels=inputs["input_ids"], use_cache=False)
 
 
-@pytest.mark.skipif(not HOOKS_RUN_ONCE, reason="this transformers runs the hooks of checkpointed layers twice, which is refused")
+@pytest.mark.skipif(
+    not invariants.HOOKS_RUN_ONCE, reason="this transformers runs the hooks of checkpointed layers twice, which is refused"
+)
 def test_training_with_and_without_checkpointing() -> None:
     model = tiny.make()
     model.train()

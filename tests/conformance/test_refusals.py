@@ -16,6 +16,7 @@ from transformers.cache_utils import (
     StaticSlidingWindowLayer,
 )
 
+import invariants
 from atp.adapters import adapt, cache_layer
 from atp.engine import prune
 from atp.errors import UnsupportedModel
@@ -74,6 +75,8 @@ def test_caches_and_chunks_are_refused_or_exact(name: str, option: dict[str, Any
     """And what transformers itself refuses stays refused by it. The run goes on."""
     family, model = SERVED[name], model_of(name)
     inputs = family.single(family.inputs(model), 0)
+    if "prefill_chunk_size" in option and not invariants.HOOKS_RUN_ONCE:
+        pytest.skip("before transformers 5.23 the unpruned model's chunks lose their image")
     try:
         said(model, inputs, **option)
     except (ValueError, RuntimeError, AttributeError) as error:
