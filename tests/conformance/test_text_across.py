@@ -302,7 +302,7 @@ def test_loss_and_gradients_with_and_without_checkpointing(name: str) -> None:
     model = family.make(dtype=torch.float64)
     model.train()
     inputs, found = family.inputs(model, texts=(16, 19), images=(1, 1)), []
-    for checkpointing in (False, True):
+    for checkpointing in (False, invariants.HOOKS_RUN_ONCE):  # elsewhere it is refused, see tests/test_generate.py
         model.zero_grad()
         if checkpointing:
             model.gradient_checkpointing_enable({"use_reentrant": False})

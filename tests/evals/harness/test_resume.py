@@ -48,7 +48,8 @@ def command(settings: dict[str, Any], out: Path) -> list[str]:
 
 def kill_in_the_middle(arguments: Sequence[str], file: Path) -> int:
     """Start a command, kill -9 it when it has written some records, return how many lines lie there."""
-    environment = {**os.environ, "PYTHONPATH": str(SRC), "OMP_NUM_THREADS": "1"}
+    path = os.pathsep.join(filter(None, [os.environ.get("PYTHONPATH"), str(SRC)]))
+    environment = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
     log = file.with_suffix(".log")
     log.parent.mkdir(parents=True)
     with log.open("wb") as told:
