@@ -47,7 +47,8 @@ atp bench --arch llava-onevision-0.5b --tiles 2 --budget 0.6,0.4 --batch 1,4,16 
 atp bench --model atp-mini-llava --quant int8 --keep-all --trace trace.json
 ```"""
 
-SPEED = """`bash runs/speed.sh`. Three answer tokens are a VQA answer, twenty a caption."""
+SPEED = """`bash runs/speed.sh`. Three answer tokens are a VQA answer, twenty a caption. *tiles 0.5*: half of the image's tiles
+leave before the tower runs, of Qwen's half of its windows but for a token each; patches of what stays leave in it."""
 
 SPLIT = """Of the same runs, medians of each part. Pruning shortens tower and prefill; decoding reads all weights once a token,
 whatever was pruned, and only the keys and values get fewer."""
@@ -76,7 +77,8 @@ once; a site with a fixed count never waits, one with a threshold waits once (`t
 FEW = """`bash runs/sites.sh`. A site takes about as long whatever the model's size, so in a small model at batch 1 two sites are
 faster than six at the same FLOPs: `atp.prune(model, budget=0.6, sites="vision:0/vision:3")` or `--method
 atp:sites=vision:0/vision:3`. One answer token; accuracy on 2,000 held-out questions, intervals from a paired bootstrap over
-scenes; `?`: too noisy to conclude. What leaves early is chosen with less knowledge: at 0.4 few sites lose."""
+scenes; `?`: too noisy to conclude. What leaves early is chosen with less knowledge: at 0.4 two sites lose,
+four in the tower do not."""
 
 QUEUES = """`bash runs/throughput.sh`. Fixed counts pad nothing. Counts per input pad every input to the one of its batch that
 keeps most, in attention only: elsewhere the rows of all inputs stand one after the other; `run.report()` tells the share.

@@ -29,6 +29,10 @@ tiles() { # half of a photo's tiles leave before the tower runs, patches of the 
 tiles-onevision() {
     measure speed-onevision-bf16-tiles --arch llava-onevision-0.5b --dtype bf16 --budget 0.6,0.4 --keep-tiles 0.5 --answer-tokens 3
 }
+qwen() { # half of the depth, an image of 896 x 896 pixels; with half of its windows of one token each, too
+    measure speed-qwen2-bf16 --arch qwen2-vl-2b --depth 0.5 --dtype bf16 --budget 0.6,0.4 --answer-tokens 3
+    measure speed-qwen2-bf16-windows --arch qwen2-vl-2b --depth 0.5 --dtype bf16 --budget 0.6,0.4 --keep-tiles 0.5 --answer-tokens 3
+}
 smolvlm() { measure speed-smolvlm-bf16 --arch smolvlm-256m --dtype bf16 --budget 0.6,0.4 --answer-tokens 3,20; }
 smolvlm-fp32() { measure speed-smolvlm-fp32 --arch smolvlm-256m --tiles 5 --dtype fp32 --budget 0.6,0.4 --answer-tokens 3; }
 blip2-fp32() { measure speed-blip2-fp32 --arch blip2-opt-2.7b --depth 0.5 --dtype fp32 --budget 0.6,0.4 --answer-tokens 3; }
@@ -41,5 +45,5 @@ shipped-others() {
     ROUNDS=15 measure speed-shipped-blip2 --model atp-mini-blip2 --budget 0.6,0.4 --batch 1,4,16 --answer-tokens 4
 }
 
-parts "3 shipped" "2 shipped-others" "5 onevision" "4 onevision-batch4" "4 blip2" "3 blip2-batch4" "3 smolvlm-batch4" "2 tiles" "2 tiles-onevision" "5 smolvlm" "2 blip2-fp32" \
+parts "3 shipped" "2 shipped-others" "5 onevision" "4 onevision-batch4" "4 blip2" "3 blip2-batch4" "3 smolvlm-batch4" "2 tiles" "2 tiles-onevision" "6 qwen" "5 smolvlm" "2 blip2-fp32" \
     "3 onevision-fp32" "3 smolvlm-fp32" -- "$@"

@@ -44,6 +44,25 @@ def test_a_run_that_prunes_nothing_warns_or_raises() -> None:
         warnings.simplefilter("error")
 
 
+def test_who_forgets_the_with_is_told() -> None:
+    model = tiny.model()
+    run = prune(model, plan=PLAN)
+    with pytest.raises(AttributeError, match=r"has no 'report'.*`with atp.prune\(...\) as run:`, .* use run.report"):
+        run.report()  # type: ignore[attr-defined]
+    with run as entered:
+        model(**one(model))
+    assert entered.report().ratio < 1
+    seen = []
+
+    @prune(model, plan=PLAN)
+    def answered() -> None:
+        seen.append(model(**one(model)).logits)
+
+    answered()
+    answered()
+    assert torch.equal(*seen)
+
+
 def test_text_only_is_exact_and_warns_once() -> None:
     model = tiny.model()
     ids = torch.tensor([[5, 9, 12, 30]])

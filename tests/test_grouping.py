@@ -12,7 +12,7 @@ from PIL import Image, ImageDraw
 
 import atp
 from atp import grouping
-from atp.engine.report import Ledger
+from atp.engine.ledger import Ledger
 from atp.errors import BadInput
 from atp.evals.items import scene_items
 from atp.grouping import detail

@@ -15,7 +15,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from atp import loading, prune, workload_of
-from atp.errors import BadInput, UnsupportedModel
+from atp.errors import BadInput, InvalidPlan, UnsupportedModel
 from atp.loading import build_inputs, load, visible_box
 from conftest import save_tiny_llava
 
@@ -211,6 +211,8 @@ def test_what_is_no_processor(loaded: tuple[Any, Any], drawing: Image.Image) -> 
     for none in (None, {}, [1]):
         with pytest.raises(BadInput, match=r"expected the model's inputs with input_ids, got .*atp\.build_inputs\("):
             workload_of(model, processor, none)
+    with pytest.raises(InvalidPlan, match="a workload's answer is a whole number >= 1, got '3'"):
+        workload_of(model, processor, inputs, answer="3")  # type: ignore[arg-type]
     with prune(model, 0.9, processor=SimpleNamespace(tokenizer=processor.tokenizer)):  # families without a chat template
         pass
 

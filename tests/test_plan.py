@@ -109,3 +109,5 @@ def test_where_no_plan_can_be_written(tmp_path: Path) -> None:
     for path, why in ((tmp_path / "new" / "plan.yaml" / "plan.yaml", "File exists"), (tmp_path, "Is a directory")):
         with pytest.raises(BadInput, match=rf"cannot write the plan '{path}': {why}; choose another file: 'plan\.yaml'"):
             Plan("atp").save(path)
+    with pytest.raises(BadInput, match=r"cannot write the plan: expected a path, got None \(NoneType\); e.g. 'plan.yaml'"):
+        Plan("atp").save(None)  # type: ignore[arg-type]

@@ -139,13 +139,18 @@ def workload(shape: ModelShape, processor: Any, inputs: dict[str, Tensor], answe
         processor: of the model.
         inputs: from `build_inputs`.
         answer: tokens generated.
+
+    Raises:
+        BadInput, InvalidPlan: no processor, no inputs; no number of tokens.
     """
     said = text_places(shape, processor, inputs)
     if shape.cross is not None:  # images that fill up a prompt's row run too
         images = inputs["pixel_values"].shape[1] if "pixel_values" in inputs else 1
     else:
         images = max(1, round(int((inputs["input_ids"] == _image_id(processor)).sum()) / len(said) / shape.visual))
-    return Workload(images=images, text=round(int(said.sum()) / len(said)), answer=max(1, answer))
+    return Workload(
+        images=images, text=round(int(said.sum()) / len(said)), answer=max(1, answer) if isinstance(answer, int) else answer
+    )
 
 
 def text_places(shape: ModelShape, processor: Any, inputs: dict[str, Tensor]) -> Tensor:

@@ -194,8 +194,8 @@ class Plan:
         Raises:
             BadInput: it cannot be written.
         """
-        path = Path(path)
-        text = json.dumps(self.to_dict(), indent=1) if path.suffix == ".json" else yaml.safe_dump(self.to_dict(), sort_keys=False)
+        as_json = str(path).endswith(".json")
+        text = json.dumps(self.to_dict(), indent=1) if as_json else yaml.safe_dump(self.to_dict(), sort_keys=False)
         write(path, text, "plan", "plan.yaml")
 
     @classmethod
@@ -224,6 +224,8 @@ def write(path: str | Path, text: str, what: str, example: str) -> None:
     try:
         Path(path).parent.mkdir(parents=True, exist_ok=True)
         Path(path).write_text(text, encoding="utf-8")
+    except TypeError:
+        raise BadInput(f"cannot write the {what}: expected a path, got {told(path)}; e.g. {example!r}") from None
     except OSError as error:
         raise BadInput(f"cannot write the {what} {str(path)!r}: {error.strerror}; choose another file: {example!r}") from None
 

@@ -15,11 +15,11 @@ from torch.nn import functional
 
 from atp.adapters import ADAPTERS, adapt, adapter_class
 from atp.adapters.llava_next import LlavaNext
-from atp.adapters.tiled import Picture, Tiled
+from atp.adapters.tiled import Picture, Tiled, Windowed
 from atp.engine import prune
 from atp.engine.pictures import pictures, residuals
 from atp.engine.tiles import choose
-from atp.errors import InvalidPlan, UnsupportedModel
+from atp.errors import InvalidPlan, UnreachableBudget, UnsupportedModel
 from atp.plan import Plan, Site, Step
 from conformance.hiding import hiding
 from conformance.test_families import plan_of, said
@@ -33,7 +33,8 @@ SERVED = {
     for name, family in KNOWN.items()
     if issubclass(kind := adapter_class(family.model_type), Tiled) and kind.tiled and not issubclass(kind, LlavaNext)
 }
-OTHERS = [name for name in KNOWN if name not in SERVED and not issubclass(adapter_class(KNOWN[name].model_type), LlavaNext)]
+ABLE = (LlavaNext, Windowed)  # test_anyres_tiles.py, test_windows.py
+OTHERS = [name for name in KNOWN if name not in SERVED and not issubclass(adapter_class(KNOWN[name].model_type), ABLE)]
 
 
 @cache
@@ -188,6 +189,18 @@ def test_a_budget_is_not_overspent(tiles: float | str, budget: float) -> None:
     if not isinstance(tiles, str) and budget == 0.6:
         assert run.report().ratio > budget - 0.05 or tiles == 0.5
         assert run.plan.budget == budget
+
+
+def test_a_budget_out_of_reach_names_one_that_is_within() -> None:
+    model = model_of("internvl")
+    with pytest.raises(
+        UnreachableBudget, match=r"budget 0\.05 cannot be reached with tiles=0\.5: .*; use budget=0\.\d\d"
+    ) as told:
+        prune(model, budget=0.05, tiles=0.5).__enter__()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)
+        with prune(model, budget=told.value.lowest, tiles=0.5) as run:
+            assert run.plan.budget == told.value.lowest
 
 
 def test_plans_remember_tiles() -> None:

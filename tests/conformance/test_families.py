@@ -48,6 +48,13 @@ def plan_of(model: Any, method: str, adaptive: bool = False, keep: float | None 
     return Plan(method, tuple(steps), tiny.unmerged(method))
 
 
+@pytest.mark.parametrize("name", SERVED)
+def test_plans_count_the_connector_as_the_engine_runs_it(name: str) -> None:
+    """Otherwise budgets would be overspent: some connectors get all patches, dead ones too."""
+    adapter = adapt(model_of(name))
+    assert adapter.shape.connects == adapter.connects
+
+
 def said(model: Any, family: Family, inputs: Any, steps: int = STEPS, **options: Any) -> tuple[Tensor, Tensor]:
     """Greedy tokens and raw logits `[B, steps, V]`."""
     special = [one for one in (family.image_token_id, family.video_token_id) if one is not None]

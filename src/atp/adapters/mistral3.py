@@ -57,4 +57,5 @@ def shape_of(config: Any) -> ModelShape:
         language=text_shape(text),
         vocab=text.vocab_size,
         group=group,
+        connects="grid",
     )

@@ -21,6 +21,11 @@ class Qwen2_5VL(Qwen2VL):
     towers: ClassVar[tuple[str, ...]] = ("qwen2_5_vl_vision",)
     texts: ClassVar[tuple[str, ...]] = ("qwen2_5_vl_text",)
 
+    def build(self) -> None:
+        super().build()
+        tower: Any = self.tower
+        self.window = tower.window_size // (tower.patch_size * tower.spatial_merge_size)
+
     def sizes(self, tower: Any) -> ModelShape:
         shape = packed_shape(self.config, tower.hidden_size, tower.intermediate_size, 3, tower.out_hidden_size)
         window = float((tower.window_size // tower.patch_size) ** 2)

@@ -15,6 +15,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from atp.adapters.base import Args, Images, Kwargs, LayerCall, named
 from atp.adapters.scattered import Scattered, text_shape
+from atp.adapters.tiled import Windowed
 from atp.adapters.views import Decoder, Stack
 from atp.budget.shape import ModelShape, StackShape
 
@@ -59,7 +60,7 @@ class PackedTower(Stack):
         return super().restated(output, states[0])
 
 
-class Qwen2VL(Scattered):
+class Qwen2VL(Windowed, Scattered):
     """`Qwen2VLForConditionalGeneration`."""
 
     model_types: ClassVar[tuple[str, ...]] = ("qwen2_vl",)
@@ -113,6 +114,13 @@ class Qwen2VL(Scattered):
         others = torch.zeros(1, len(patches), dtype=torch.bool, device=patches.device)
         return Images(where.to(patches.device), counts, others, 0, frames, packed=True)
 
+    def contents(self, args: Args, kwargs: Kwargs) -> tuple[Tensor, list[bool]]:
+        patches: Tensor = named(kwargs, args, "hidden_states", 0)
+        grids: Tensor = named(kwargs, args, "grid_thw", 1)
+        config = self.config.vision_config
+        pixels = patches.view(-1, config.spatial_merge_size**2, config.in_channels, patches.shape[1] // config.in_channels)
+        return pixels.transpose(1, 2).flatten(2), [frame > 0 for time in grids[:, 0].tolist() for frame in range(time)]
+
     def order(self, count: int, grids: Tensor, kwargs: Kwargs) -> Tensor:
         """Where each patch of the tower's call stands in the sequence that its blocks see, `[count]`."""
         return torch.arange(count, device=grids.device)
@@ -147,4 +155,5 @@ def packed_shape(config: Any, hidden: int, intermediate: int, matrices: int, out
         language=text_shape(text),
         vocab=text.vocab_size,
         group=group,
+        connects="grid",
     )

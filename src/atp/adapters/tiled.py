@@ -1,4 +1,4 @@
-"""Families that cut a picture into tiles of one size, with the whole picture beside them: how some stay away from the tower."""
+"""Families that cut a picture into tiles of one size, with the whole picture beside them, or into windows: how some stay away."""
 
 from __future__ import annotations
 
@@ -68,3 +68,22 @@ class Tiled:
                 else:
                     left[place] = value[rows]
         return tuple(left), given
+
+
+class Windowed:
+    """Part of an adapter whose tower takes images of any size in one packed sequence, with nothing beside them.
+
+    Attributes:
+        window: side of a window, in visual tokens.
+    """
+
+    window: int = 4
+
+    def contents(self, args: Args, kwargs: Kwargs) -> tuple[Tensor, list[bool]]:
+        """Read the tower's call: what stands in each visual token, and which images go on where the one before ends.
+
+        Returns:
+            Pixels `[N, C, K]` of all visual tokens, image by image and row by row; for each image whether it is a frame of the
+            same video as the one before it.
+        """
+        raise NotImplementedError

@@ -14,17 +14,21 @@ from torch import Tensor, nn
 
 from atp.adapters import adapt
 from atp.adapters.base import Adapter, Args, Kwargs, StackView
+from atp.adapters.tiled import Windowed
 from atp.asking import check_processor, listed
 from atp.budget.amount import Amount, plain
 from atp.budget.cost import TAIL, Workload
 from atp.engine.allowed import check_plan
 from atp.engine.checking import FirstCall
+from atp.engine.entering import block
 from atp.engine.facts import looks_back
+from atp.engine.parts import with_tiles
 from atp.engine.recall import Recall
 from atp.engine.run import Run
 from atp.engine.standing import Standing
 from atp.engine.tables import Table
-from atp.engine.tiles import TiledRun, with_tiles
+from atp.engine.tiles import TiledRun
+from atp.engine.windows import WindowedRun
 from atp.engine.words import expected, guard_of, with_text
 from atp.errors import AlreadyPruned, NothingPruned
 from atp.methods.base import checked, spelled
@@ -33,7 +37,7 @@ from atp.plan import Plan, Site
 ENTRY = threading.Lock()  # two blocks that open at once look one after the other whether the model is free
 
 
-@contextmanager
+@block
 def prune(
     model: nn.Module,
     budget: Amount | None = None,
@@ -73,8 +77,10 @@ def prune(
         text_tail: how many last text tokens stay; they are the question, which rates the others.
         tiles: of pictures in tiles (SmolVLM, Idefics3, InternVL, LLaVA-NeXT, LLaVA-OneVision), what stays before the tower runs,
             beside the thumbnail: a share of each picture's tiles (0.5), or those that differ from the thumbnail by more than so
-            much in normalised pixels (">0.02"). Alone it is all that happens; a budget is met by the tiles that stay; a
-            threshold's saving comes on top. None = what the plan says, or all.
+            much in normalised pixels (">0.02"). Of Qwen's images, which have no thumbnail: windows of 4 x 4 visual tokens, by
+            their difference from one colour and, in videos, from the frame before; one token of each that leaves stays. Alone
+            it is all that happens; a budget is met by what stays; a threshold's saving comes on top (that of windows counts
+            towards what the plan's steps take). None = what the plan says, or all.
         second_turn: what a turn does that goes on with the cache: "keep" what the first question chose, or "reselect": run the
             language model again on the conversation and choose by the new question; the report says what that took.
         record_all_scores: score also at sites where nothing leaves (for calibration).
@@ -164,7 +170,7 @@ def _prepare(
     chosen = with_text(adapter, chosen, built, text)
     check_plan(adapter, chosen, built)
     checked("second_turn", second_turn, ("keep", "reselect"))
-    kind = Run if chosen.tiles is None else TiledRun
+    kind = Run if chosen.tiles is None else WindowedRun if isinstance(adapter, Windowed) else TiledRun
     return kind(adapter, built, chosen, second_turn == "reselect")
 
 
@@ -211,8 +217,7 @@ def _install(run: Run, handles: list[Any]) -> None:
     if adapter.reader is not None:
         before(adapter.reader, run.encoded.enter_reader)
     for view in adapter.views:
-        steps = run.steps(view.name)
-        if view.name == "vision" and not steps:
+        if view.name == "vision" and not (isinstance(run, WindowedRun) or run.steps("vision")):
             continue
         for index, layer in enumerate(view.layers):
             _hook_layer(run, view, index, layer, index in watched[view.name], before, after)

@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from atp.engine.census import Census, Crossing, TowerPass
-from atp.engine.report import Ledger
+from atp.engine.ledger import Ledger
 from atp.plan import Plan
 from atp.tokens import Record, Trace
 from atp.tracing import refuse_adaptive, refuse_sizes, refuse_text, traced

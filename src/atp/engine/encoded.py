@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from atp.adapters.base import Adapter, Args, Kwargs
-from atp.engine.report import Ledger
+from atp.engine.ledger import Ledger
 from atp.errors import UnsupportedModel
 from atp.subset import Subset, repeat
 

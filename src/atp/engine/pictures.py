@@ -79,3 +79,22 @@ def residuals(tiles: Tensor, picture: Picture) -> Tensor:
     mean = (own * shown).sum((-2, -1), keepdim=True) / shown.sum((-2, -1), keepdim=True).clamp(min=1)
     unexplained, contrast = (((own - other) * shown).square().mean((1, 2, 3)) for other in (cut, mean))
     return torch.minimum(unexplained, contrast).sqrt()
+
+
+def stay(scores: Sequence[float], wanted: float | str) -> set[int]:
+    """Places of the parts of one picture that stay: a share of them, the first of equals; or those with more than a threshold.
+
+    Args:
+        scores: of its parts, on the host.
+        wanted: see `atp.prune`.
+    """
+    if isinstance(wanted, str):
+        bar = float(wanted.strip()[1:])
+        return {place for place, score in enumerate(scores) if score > bar}
+    order = sorted(range(len(scores)), key=lambda place: -scores[place])
+    return set(order[: kept(len(scores), wanted)])
+
+
+def kept(parts: int, share: float) -> int:
+    """How many of a picture's parts a share is; its thumbnail, if any, comes on top."""
+    return int(parts * share + 0.5)

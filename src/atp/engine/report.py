@@ -2,96 +2,20 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 from atp.budget.cost import Flops, Lengths, Workload, count
 from atp.budget.shape import ModelShape
-from atp.engine.census import Census, Crossing, TowerPass
 from atp.engine.kept import Kept
+from atp.engine.ledger import Ledger
 from atp.plan import STACKS, Plan
-from atp.tokens import Record
 
 UNITS = ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1, ""))
 PARTS = ("vision", "connector", "prefill", "decode", "selection")
 TELL = 0.05
 """Ours: padding below it is not worth a line."""
-
-
-@dataclass
-class Ledger:
-    """Host-side counts of everything that ran.
-
-    Attributes:
-        images: (patches, length of each tower layer, patches embedded, features connected, `TowerPass.asked`) of each image,
-            with how often.
-        rows: (visual tokens, text tokens, length of each language layer, text in each) of each prompt, with how often.
-        turns: the same of each conversation that was said again, and its new tokens.
-        visual, text: sums over prompts of the mean visual and text tokens per language layer.
-        decoded: tokens that ran after their prompt.
-        seconds: host time of scoring and choosing.
-        kept: of the last forward, tokens kept by stack, layer and input.
-        over_all: of all forwards, by stack and layer.
-        tiles: of its pictures in tiles, (ran, all) of each.
-        rows_run, rows_asked: of each stack, over layers: with what pads inputs to the longest of their batch, and without.
-    """
-
-    images: Counter[tuple[int, tuple[int, ...], int | None, int | None, float | None]] = field(default_factory=Counter)
-    rows: Counter[tuple[int, int, tuple[int, ...], tuple[int, ...]]] = field(default_factory=Counter)
-    turns: Counter[tuple[int, int, tuple[int, ...], tuple[int, ...], int]] = field(default_factory=Counter)
-    visual: float = 0.0
-    text: float = 0.0
-    decoded: int = 0
-    seconds: float = 0.0
-    kept: dict[str, dict[int, list[int]]] = field(default_factory=dict)
-    over_all: dict[str, dict[int, Kept]] = field(default_factory=dict)
-    tiles: list[tuple[int, int]] = field(default_factory=list)
-    rows_run: Counter[str] = field(default_factory=Counter)
-    rows_asked: Counter[str] = field(default_factory=Counter)
-
-    def sites(self, stack: str, records: Sequence[Record]) -> None:
-        """Add what the sites of one pass through a stack did."""
-        self.seconds += sum(record.seconds for record in records)
-        self.kept[stack] = {record.layer: list(record.counts) for record in records}
-        for record in records:
-            self.over_all.setdefault(stack, {}).setdefault(record.layer, Kept()).add(record.started, record.counts)
-
-    def tower(self, tower: TowerPass) -> None:
-        """Add the images of one pass of the tower."""
-        self.batch("vision", [[sum(layer) for layer in zip(*tower.lengths, strict=True)]] if tower.packed else tower.lengths)
-        for index, lengths in enumerate(tower.lengths):
-            connected = tower.connected[index] if tower.connected else None
-            embedded = tower.embedded if any(lengths) else 0  # a tile that did not run
-            self.images[tower.started[index] * tower.group, lengths, embedded, connected, tower.asked] += 1
-
-    def prompts(self, census: Census | Crossing, layers: int, new: int = 0) -> None:
-        """Add the prompts of one forward, or the conversations whose last `new` tokens are new."""
-        self.batch("language", census.lengths(layers))
-        for row, (lengths, texts) in enumerate(zip(census.lengths(layers), census.text_lengths(layers), strict=True)):
-            known = census.started[row], census.texts[row], lengths, tuple(texts)
-            if new:
-                self.turns[*known, new] += 1
-            else:
-                self.rows[known] += 1
-            self.visual += (sum(lengths) - sum(texts)) / layers
-            self.text += sum(texts) / layers
-
-    def batch(self, stack: str, lengths: Sequence[Sequence[int]]) -> None:
-        """Add what one pass runs for each input in each layer; inputs that do not run are no padding."""
-        ran = [row for row in lengths if any(row)]
-        self.rows_run[stack] += len(ran) * sum(max(layer) for layer in zip(*ran, strict=True))
-        self.rows_asked[stack] += sum(map(sum, ran))
-
-    def text_only(self, batch: int, length: int, layers: int) -> None:
-        """Add prompts without images."""
-        self.rows[0, length, (length,) * layers, (length,) * layers] += batch
-
-    @property
-    def count(self) -> int:
-        """Prompts."""
-        return sum(self.rows.values()) + sum(self.turns.values())
 
 
 @dataclass(frozen=True)
@@ -112,7 +36,9 @@ class Report:
         seconds: host time spent on scoring and choosing.
         levelled: stacks whose layers take no mask, so that all inputs of a batch kept as many as the largest.
         recalled: share of the cross-attention keys that decoded tokens did not project again, as the model alone does.
-        tiles: (ran, all) of each picture in tiles of the last forward, thumbnails among them; () = none was to leave.
+        tiles: (ran, all) of each picture in tiles of the last forward, thumbnails among them; or windows of each image, (whole,
+            all); () = none was to leave.
+        windows: whether they are windows.
         padding: of each stack, the share of the rows that ran only because another input of the batch kept more. It is no part
             of the FLOPs; `atp.batches` makes it small.
         packed: stacks in which these rows ran through attention only.
@@ -136,6 +62,7 @@ class Report:
     turn_flops: float = 0.0
     turn_flops_unpruned: float = 0.0
     tiles: tuple[tuple[int, int], ...] = ()
+    windows: bool = False
     padding: dict[str, float] = field(default_factory=dict)
     packed: tuple[str, ...] = ()
 
@@ -188,7 +115,7 @@ class Report:
                 lines.append(f"{place}:{layer}: {shown}{self.over_all.get(stack, {}).get(layer, '')}")
         if self.tiles:
             shown = ", ".join(f"{ran} of {whole}" for ran, whole in self.tiles[:8]) + (", ..." if len(self.tiles) > 8 else "")
-            lines.append(f"tiles that ran, with the thumbnail: {shown}")
+            lines.append(f"{'windows that ran whole' if self.windows else 'tiles that ran, with the thumbnail'}: {shown}")
         if self.equivalent_text is not None:
             known = (
                 "numbers and negations stayed"
@@ -230,10 +157,9 @@ def make_report(
     one, nothing = Workload(images=1, text=0, answer=1), (0.0,) * shape.language.layers
     for (patches, layers, embedded, connected, asked), times in ledger.images.items():
         own = shape.of_size(patches) if asked is None else replace(shape.of_size(patches), query_flops=asked)
-        spent = count(own, one, Lengths(tuple(map(float, layers)), nothing, embedded, connected))
-        pruned.append(Flops(spent.vision * times, spent.connector * times, 0, 0))
-        spent = count(own, one)
-        full.append(Flops(spent.vision * times, spent.connector * times, 0, 0))
+        there = Lengths(tuple(map(float, layers)), nothing, embedded, connected)
+        for flops, spent in ((pruned, count(own, one, there)), (full, count(own, one))):
+            flops.append(Flops(spent.vision * times, spent.connector * times, 0, 0))
     prompts, idle = ledger.count, (0.0,) * shape.vision.layers
     steps = ledger.decoded / prompts if prompts else 0.0
     for (visual, text, layers, texts), times in ledger.rows.items():
@@ -262,6 +188,7 @@ def make_report(
         turn_flops=now.prefill,
         turn_flops_unpruned=on.prefill,
         tiles=tuple(ledger.tiles),
+        windows=ledger.windows,
         padding={stack: 1 - ledger.rows_asked[stack] / ran for stack, ran in ledger.rows_run.items() if ran},
         packed=packed,
     )

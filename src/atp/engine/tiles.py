@@ -2,26 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from atp.adapters.base import Adapter, Args, Kwargs
+from atp.adapters.base import Args, Kwargs
 from atp.adapters.tiled import Picture, Tiled
-from atp.budget.amount import Amount, Budget
-from atp.budget.cost import Workload, count
 from atp.engine.census import TowerPass
-from atp.engine.pictures import pictures, residuals
-from atp.engine.planning import BUDGET, decide
+from atp.engine.pictures import pictures, residuals, stay
 from atp.engine.run import Run
-from atp.engine.tables import Table
-from atp.errors import InvalidPlan
-from atp.methods import Method
-from atp.plan import Plan, Site
 from atp.tokens import Record
 from atp.tracing import refuse_tiles, traced
 
@@ -96,21 +88,12 @@ def choose(tiles: Tensor, wanted: float | str, known: Sequence[Picture] | None =
     scores = torch.cat([residuals(tiles, one) for one in found]).tolist() if found else []
     for one in found:
         own, scores = scores[: one.size], scores[one.size :]
-        order = sorted(range(len(own)), key=lambda place: -own[place])
-        if isinstance(wanted, str):
-            stay = {place for place in order if own[place] > float(wanted.strip()[1:])}
-        else:
-            stay = set(order[: kept(len(own), wanted)])
+        there = stay(own, wanted)
         for place in range(len(own)):
-            ran[one.start + place] = place in stay
-        counts.append((len(stay) + 1, len(own) + 1))
+            ran[one.start + place] = place in there
+        counts.append((len(there) + 1, len(own) + 1))
     rows = torch.tensor([place for place, there in enumerate(ran) if there], device=tiles.device)
     return Chosen(rows, ran, counts)
-
-
-def kept(tiles: int, share: float) -> int:
-    """How many of a picture's tiles stay; its thumbnail comes on top."""
-    return int(tiles * share + 0.5)
 
 
 class TiledRun(Run):
@@ -168,84 +151,3 @@ class TiledRun(Run):
         chosen, self._chosen = self._chosen, None
         made = super().leave_connector(module, args, output)
         return made if chosen is None else chosen.widen(output if made is None else made)
-
-
-def check_tiles(adapter: Adapter, tiles: float | str | None) -> None:
-    """Refuse tiles of models that have none, or whose tiles cannot leave.
-
-    Raises:
-        InvalidPlan: naming the model and what to use instead.
-    """
-    if tiles is not None and not (isinstance(adapter, Tiled) and adapter.tiled):
-        kind = "/".join(adapter.model_types) or type(adapter).__name__
-        raise InvalidPlan(
-            f"tiles={tiles!r}: whole tiles leave from idefics3, smolvlm, internvl, llava_next and llava_onevision models only, "
-            f"this is a {kind} model; leave tiles= away and use budget=, which prunes inside every image"
-        )
-
-
-@dataclass(frozen=True)
-class Share:
-    """What a budget means where a share of the tiles stays, for a picture of the workload's tiles.
-
-    Attributes:
-        asked: the budget for all tiles.
-        whole, less: the workload with all tiles, and with those that stay.
-    """
-
-    asked: Budget
-    whole: Workload
-    less: Workload
-
-    def left(self, adapter: Adapter) -> Budget:
-        """Return the budget of those that stay: an amount stays itself, a share becomes one of their FLOPs."""
-        if self.asked.unit != "share":
-            return self.asked
-        shape = adapter.shape
-        return Budget(min(1.0, self.asked.value * count(shape, self.whole).total / count(shape, self.less).total))
-
-    def of_all(self, plan: Plan) -> Plan:
-        """Return a plan that was solved for the tiles that stay, with shares of all visual tokens of a prompt."""
-        ratio = self.less.images / self.whole.images
-        steps = [replace(step, keep=step.keep * ratio) if step.site.stack == "language" else step for step in plan.steps]
-        return replace(plan, steps=tuple(steps), budget=self.asked.value if self.asked.unit == "share" else plan.budget)
-
-
-def share_of(adapter: Adapter, budget: Amount | None, workload: Workload | None, tiles: float) -> Share:
-    """Say what a budget means where a share of the tiles stays."""
-    whole = workload or Workload(images=adapter.tiles)
-    images = whole.images if whole.images < 3 else 1 + kept(whole.images - 1, tiles)
-    return Share(Budget.parse(BUDGET if budget is None else budget), whole, replace(whole, images=images))
-
-
-def with_tiles(
-    adapter: Adapter,
-    budget: Amount | None,
-    method: str | None,
-    plan: Plan | str | Path | None,
-    calibration: Table | str | Path | None,
-    workload: Workload | None,
-    options: Mapping[str, Any],
-    text: float | None,
-    tiles: float | str | None,
-    sites: Sequence[Site | str] | str | None = None,
-) -> tuple[Plan, Method]:
-    """Return what `decide` returns, with tiles leaving before the tower runs.
-
-    Raises:
-        InvalidPlan: neither a share nor a threshold, or a model whose tiles cannot leave; and as `decide`.
-    """
-    check_tiles(adapter, Plan("none", tiles=tiles).tiles)
-    told = budget is not None or method is not None or plan is not None or calibration is not None or text is not None
-    told = told or sites is not None
-    if tiles is not None and not told:
-        plan = Plan("none")
-    share = None
-    if tiles is not None and not isinstance(tiles, str) and plan is None and calibration is None:
-        share = share_of(adapter, budget, workload, tiles)
-        budget, workload = share.left(adapter), share.less
-    chosen, built = decide(adapter, budget, method, plan, calibration, workload, options, text, sites)
-    chosen = chosen if share is None or chosen.budget is None else share.of_all(chosen)
-    chosen = chosen if tiles is None else replace(chosen, tiles=tiles)
-    check_tiles(adapter, chosen.tiles)
-    return chosen, built
