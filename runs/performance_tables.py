@@ -191,6 +191,9 @@ def missing(results: Sequence[Result]) -> list[str]:
             found[f"- {result['subject']}, {case['answer']} answer tokens: no {name}: {reason}."] = None
         for name, tiles in case["tiles"].items():
             found[f"- {result['subject']}: {name} is a smaller image, {tiles} tiles instead of {case['images']}."] = None
+        for name, (whole, grid) in case.get("grids", {}).items():
+            tokens = f"{grid[0]} x {grid[1]} visual tokens instead of {whole[0]} x {whole[1]}"
+            found[f"- {result['subject']}: {name} is a smaller image, {tokens}."] = None
     return list(found)
 
 

@@ -24,6 +24,7 @@ from atp.bench.quantise import quantised, weight_bytes
 from atp.bench.settings import Settings
 from atp.bench.sides import Side, sides
 from atp.bench.subject import Subject
+from atp.bench.table import lines
 from atp.errors import BadInput, UnreachableBudget
 from families import FAMILIES
 
@@ -102,6 +103,20 @@ def test_resize_of_tiles_is_fewer_of_them() -> None:
     inputs = one.inputs(1)
     found, left_out = sides(one, one.workload(inputs, 2))
     assert [side.name for side in found] == ["unpruned", "random 0.8"] and "smaller images" in left_out["resize 0.8"]
+
+
+@pytest.mark.parametrize("name", ["qwen2_vl", "qwen2_5_vl", "qwen3_vl"])
+def test_resize_of_images_of_any_size_is_a_smaller_grid(name: str) -> None:
+    own = subject(name, methods=("random",), budgets=(0.5,), compare=("resize",))
+    made = case(own, 1, 2, lambda words: None)
+    (whole, grid), side = made["grids"]["resize 0.5"], made["sides"][-1]
+    assert tuple(whole) == own.adapter.grid and 0 < grid[0] == grid[1] < whole[0]
+    assert side["side"] == "resize 0.5" and "plan" not in side and 0.4 < side["flops_share"] <= 0.5
+    assert own.inputs(1, None, grid)["input_ids"].shape[1] - own.settings.text == grid[0] * grid[1]
+    assert side["kv_bytes"] < 0.7 * made["sides"][0]["kv_bytes"]
+    machine = {"torch": "2", "threads": 1, "cores": 2, "vectors": "", "load": None}
+    told = lines({"subject": name, "settings": {"arch": name}, "machine": machine, "cases": [made], "rule": ""})
+    assert f"resize 0.5: a smaller image, {grid[0]} x {grid[1]} visual tokens instead of 32 x 32" in list(told)
 
 
 @pytest.mark.parametrize("name", ["llava-clip-llama", "smolvlm", "blip-2-opt"])

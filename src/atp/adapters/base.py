@@ -226,7 +226,9 @@ class Adapter(ABC):
 
     def resized(self, args: Args, kwargs: Kwargs, change: Callable[[Tensor], Tensor]) -> tuple[Args, Kwargs]:
         """Return the tower's arguments with `change` applied to the pixels, and position embeddings interpolated."""
-        raise NotImplementedError(f"{type(self).__name__} is not resizable")
+        pixels = change(named(kwargs, args, "pixel_values", 0))
+        rest = {name: value for name, value in kwargs.items() if name != "pixel_values"}
+        return (pixels, *args[1:]), dict(rest, interpolate_pos_encoding=True)
 
     @abstractmethod
     def template_ids(self, processor: Any) -> frozenset[int]:

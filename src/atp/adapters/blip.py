@@ -30,6 +30,7 @@ class Blip2(Scattered):
     model_types: ClassVar[tuple[str, ...]] = ("blip-2",)
     texts: ClassVar[tuple[str, ...]] = ("opt", "llama", "t5")
     connects: ClassVar[str] = "keys"
+    resizable: ClassVar[bool] = True
     limits: ClassVar[tuple[str, ...]] = (
         "the tower takes no mask, so all images of a batch keep the same count in it",
         "prompts are given as input_ids, not as embeddings",

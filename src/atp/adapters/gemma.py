@@ -8,7 +8,6 @@ which is called with the ids as they are.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from typing import Any, ClassVar
 
 import torch
@@ -60,11 +59,6 @@ class PaliGemma(Scattered):
     def images(self, args: Args, kwargs: Kwargs) -> Images:
         pixels: Tensor = named(kwargs, args, "pixel_values", 0)
         return equal_images(pixels.shape[0], 0, self.grid, pixels.device)
-
-    def resized(self, args: Args, kwargs: Kwargs, change: Callable[[Tensor], Tensor]) -> tuple[Args, Kwargs]:
-        pixels = change(named(kwargs, args, "pixel_values", 0))
-        rest = {name: value for name, value in kwargs.items() if name != "pixel_values"}
-        return (pixels, *args[1:]), dict(rest, interpolate_pos_encoding=True)
 
 
 class Gemma3(PaliGemma):

@@ -29,6 +29,7 @@ class Idefics(Scattered):
 
     model_types: ClassVar[tuple[str, ...]] = ("idefics",)
     connects: ClassVar[str] = "keys"
+    resizable: ClassVar[bool] = True
     limits: ClassVar[tuple[str, ...]] = (
         "the resampler takes no mask, so all images of a batch keep the same count in the tower",
         "keys and values of the latents are projected once a prompt, where the model alone projects them for every token",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, ClassVar
 
@@ -58,11 +58,6 @@ class Llava(Scattered):
             first = values.new_full((values.shape[0], 1, values.shape[2]), torch.nan)
             return list(torch.cat([first, values], dim=1))
         return list(values[:, cut - self.shape.prefix :])
-
-    def resized(self, args: Args, kwargs: Kwargs, change: Callable[[Tensor], Tensor]) -> tuple[Args, Kwargs]:
-        pixels = change(named(kwargs, args, "pixel_values", 0))
-        rest = {name: value for name, value in kwargs.items() if name != "pixel_values"}
-        return (pixels, *args[1:]), dict(rest, interpolate_pos_encoding=True)
 
 
 class LlavaPixtral(Llava):

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 import atp
 from atp.bench.clock import clock_of
@@ -97,14 +96,12 @@ def case(subject: Subject, batch: int, answer: int, say: Step) -> dict[str, Any]
     inputs = subject.inputs(batch)
     workload = subject.workload(inputs, answer)
     made, left_out = sides(subject, workload)
-    smaller: dict[int | None, dict[str, Tensor]] = {
-        side.tiles: subject.inputs(batch, side.tiles) for side in made if side.tiles is not None
-    }
+    smaller = {side.name: subject.inputs(batch, side.tiles, side.grid) for side in made if side.tiles or side.grid}
     samples = take_turns(
         made,
         settings.rounds,
         settings.warmup,
-        lambda side, weigh: generate(subject, smaller.get(side.tiles, inputs), side, answer, clock, weigh),
+        lambda side, weigh: generate(subject, smaller.get(side.name, inputs), side, answer, clock, weigh),
         lambda words: say(f"{subject.device} batch {batch}, {answer} tokens: {words}"),
     )
     shape = subject.adapter.shape
@@ -122,7 +119,9 @@ def case(subject: Subject, batch: int, answer: int, say: Step) -> dict[str, Any]
         "text": workload.text,
     }
     tiles = {side.name: side.tiles for side in made if side.tiles is not None}
-    return {**about, **summary(samples, batch * answer, answer - 1), "tiles": tiles, "left_out": left_out}
+    grids = {side.name: [subject.adapter.grid, side.grid] for side in made if side.grid is not None}
+    found = summary(samples, batch * answer, answer - 1)
+    return {**about, **found, "tiles": tiles, "grids": grids, "left_out": left_out}
 
 
 def device_name(device: torch.device) -> str:

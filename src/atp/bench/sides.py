@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
+from atp.adapters.tiled import Windowed
 from atp.bench.subject import Subject
 from atp.budget.cost import Flops, Workload, count, visual_after
 from atp.budget.rounding import rounded
@@ -29,6 +30,7 @@ class Side:
         plan: None = unpruned.
         quantised: whether it runs on the subject's quantised copy.
         tiles: of an image that is smaller before it is cut into tiles; None = as all others.
+        grid: visual tokens of a smaller image where a model takes any size; None = as all others.
         flops: of one prompt, and those of the unpruned model, where the plan does not tell.
         kernels: what computes attention rows, see `atp.kernels`.
         eager: whether the language model writes its attention out as a map.
@@ -38,6 +40,7 @@ class Side:
     plan: Plan | None = None
     quantised: bool = False
     tiles: int | None = None
+    grid: tuple[int, int] | None = None
     flops: tuple[Flops, Flops] | None = None
     kernels: str = "torch"
     eager: bool = False
@@ -74,7 +77,7 @@ def sides(subject: Subject, workload: Workload) -> tuple[list[Side], dict[str, s
             except UnknownMethod:
                 raise
             except (InvalidPlan, UnsupportedModel) as error:
-                fewer = fewer_tiles(subject, workload, budget) if method == SMALLER else None
+                fewer = smaller_image(subject, workload, budget) if method == SMALLER else None
                 if fewer is not None:
                     made.append(fewer)
                     continue
@@ -108,15 +111,21 @@ def _of_plan(subject: Subject, workload: Workload, plan: Plan, name: str, asked:
             yield Side(f"{name} /{multiple}", smaller)
 
 
-def fewer_tiles(subject: Subject, workload: Workload, budget: float) -> Side | None:
-    """Return the side that cuts a smaller image into fewer tiles, as many as the budget permits; None = there is none.
+def smaller_image(subject: Subject, workload: Workload, budget: float) -> Side | None:
+    """Return the side that encodes a smaller image, the largest that the budget permits; None = there is none.
 
-    It stands for `resize` where towers take no smaller images, and is no pruning at all.
+    It is cut into fewer tiles, or has a smaller grid where a model takes images of any size. It stands for `resize` where towers
+    take no other size, and is no pruning at all.
     """
     if subject.processor is not None:
         return None
-    shape = subject.adapter.shape
+    shape, name = subject.adapter.shape, f"{SMALLER} {budget:g}"
     whole = count(shape, workload)
+    if isinstance(subject.adapter, Windowed):
+        for side in range(min(subject.adapter.grid) - 1, 0, -1):
+            spent = count(subject.sized((side, side)).shape, workload)
+            if spent.total <= budget * whole.total:
+                return Side(name, grid=(side, side), flops=(spent, whole))
     for tiles in range(workload.images - 1, 0, -1):
         try:
             own = subject.workload(subject.inputs(1, tiles), workload.answer)
@@ -124,7 +133,7 @@ def fewer_tiles(subject: Subject, workload: Workload, budget: float) -> Side | N
             continue
         spent = count(shape, own)
         if spent.total <= budget * whole.total:
-            return Side(f"{SMALLER} {budget:g}", tiles=tiles, flops=(spent, whole))
+            return Side(name, tiles=tiles, flops=(spent, whole))
     return None
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -69,11 +70,18 @@ class Subject:
         device: torch.device = self.model.device
         return device
 
-    def inputs(self, batch: int, tiles: int | None = None) -> dict[str, Tensor]:
-        """Return a batch of prompts of one length, ready for `generate`; `tiles` takes the place of the settings' own."""
+    def sized(self, grid: tuple[int, int]) -> Adapter:
+        """Return an adapter that says the model's images have so many visual tokens."""
+        shape, smaller = self.adapter.shape, copy.copy(self.adapter)
+        smaller.grid, smaller.shape = grid, shape.of_size(grid[0] * grid[1] * shape.group)
+        return smaller
+
+    def inputs(self, batch: int, tiles: int | None = None, grid: tuple[int, int] | None = None) -> dict[str, Tensor]:
+        """Return a batch of prompts of one length, ready for `generate`; what is given takes the place of the settings' own."""
         wanted = self.settings
         if self.processor is None:
-            return example(self.adapter, batch, wanted.text, tiles or wanted.tiles, wanted.seed)
+            adapter = self.adapter if grid is None else self.sized(grid)
+            return example(adapter, batch, wanted.text, tiles or wanted.tiles, wanted.seed)
         places = range(batch) if self.given else [0] * batch  # counts per input are those of different pictures
         made = build_inputs(self.processor, [_picture(wanted, place) for place in places], [QUESTION] * batch)
         model = self.model

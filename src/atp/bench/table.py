@@ -63,6 +63,8 @@ def _case(case: Mapping[str, Any]) -> Iterator[str]:
         yield f"{', '.join(own)}: counts per input; their FLOPs are those of these pictures, a budget is met on average over many"
     for name, tiles in case.get("tiles", {}).items():
         yield f"{name}: a smaller image, {tiles} tiles instead of {case['images']}"
+    for name, (whole, grid) in case.get("grids", {}).items():
+        yield f"{name}: a smaller image, {grid[0]} x {grid[1]} visual tokens instead of {whole[0]} x {whole[1]}"
     for name, reason in case["left_out"].items():
         yield f"{name} left out: {reason}"
 
