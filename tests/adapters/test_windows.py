@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from transformers import Qwen2VLImageProcessorPil
 
+from adapters.mixed import Several, mixed
 from atp.adapters import adapt
 from atp.adapters.base import Images
 from atp.adapters.qwen2_vl import NOMINAL
@@ -21,6 +22,7 @@ from atp.engine import prune
 from atp.engine.windows import Layout, choose, contrasts
 from atp.explain import story
 from atp.plan import Plan, Site, Step
+from conformance import hiding as masked
 from conformance.hiding import hiding
 from conformance.test_families import plan_of, said
 from families import FAMILIES
@@ -207,6 +209,28 @@ def test_videos_equal_the_masked_reference(name: str) -> None:
     for number, (whole, every) in enumerate(run.report().tiles):
         assert whole == (0 if number % FRAMES else every)
     with hiding(model, adapt(model), run.trace, inputs["input_ids"] == family.video_token_id):
+        _, want = said(model, family, inputs, steps=3)
+    assert (got - want).abs().max() <= 1e-9
+
+
+def test_images_and_videos_in_one_prompt(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two calls of the tower are one pass, also where windows leave in one of them only: still videos, images of noise."""
+    family, model = FAMILIES[name], model_of(name)
+    inputs = mixed(model)
+    start = 0
+    for time, high, wide in inputs["video_grid_thw"].tolist():
+        own = inputs["pixel_values_videos"][start : start + time * high * wide].view(time, high * wide, -1)
+        own[1:] = own[:1]
+        start += time * high * wide
+    plan = plan_of(model, "random")
+    with prune(model, plan=plan, tiles=">0.01") as run:
+        _, got = said(model, family, inputs, steps=3)
+    first = run.trace.last("vision")[0]
+    assert len(run.report().tiles) == len(first.counts) == len(first.started)
+    assert {a < b for a, b in zip(first.counts, first.started, strict=True)} == {False, True}
+    monkeypatch.setattr(masked, "Hiding", Several)
+    monkeypatch.setattr(Several, "ids", inputs["input_ids"], raising=False)
+    with hiding(model, adapt(model), run.trace, inputs["mm_token_type_ids"] > 0):
         _, want = said(model, family, inputs, steps=3)
     assert (got - want).abs().max() <= 1e-9
 

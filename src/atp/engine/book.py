@@ -46,6 +46,7 @@ class Book:
         self.forwards, self.dropped = 0, 0
         self.warned: set[str] = set()
         self.graphs = False
+        self._parts = -1  # forward of the last tiles
 
     def graph(self, plan: Plan, able: bool) -> None:
         """Note that the call is traced into a graph, if it is.
@@ -84,6 +85,12 @@ class Book:
     def left(self, started: Sequence[int], counts: Sequence[int]) -> None:
         """Add the tokens that left in one pass through a stack."""
         self.dropped += sum(a - b for a, b in zip(started, counts, strict=True))
+
+    @untraced
+    def parts(self, counts: Sequence[tuple[int, int]], windows: bool = False) -> None:
+        """Add (ran, all) tiles or windows of each picture of one pass of the tower to those of the same forward."""
+        before = self.ledger.tiles if self._parts == self.number else ()
+        self._parts, self.ledger.tiles, self.ledger.windows = self.number, [*before, *counts], windows
 
     @untraced
     def tower(self, tower: TowerPass) -> None:

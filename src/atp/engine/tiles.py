@@ -112,7 +112,7 @@ class TiledRun(Run):
         tiles = adapter.tiles_of(args, kwargs)
         with torch.no_grad():
             chosen = choose(tiles, self.plan.tiles, adapter.pictures(tiles))
-        self.book.ledger.tiles = chosen.counts
+        self.book.parts(chosen.counts)
         if not chosen.counts and len(tiles) > 1:
             told = f"none of the {len(tiles)} images of a call is the thumbnail of a picture in tiles, so all of them stay"
             self.book.warn("tiles", told)

@@ -142,15 +142,14 @@ class WindowedRun(Run):
         begin, images, adapter = clock(), self._images, cast(Windowed, self.adapter)
         with torch.no_grad():
             chosen = choose(*adapter.contents(args, kwargs), images, adapter.window, self.plan.tiles)
-            self.book.ledger.tiles, self.book.ledger.windows = chosen.windows, True
+            self.book.parts(chosen.windows, windows=True)
             census = self._vision.census
             assert census is not None
-            if chosen.counts == census.counts:
-                return changed
             if 0 not in self._vision.steps:
                 self._vision.records.append(record(self.book.number, census.alive, census.started, chosen, clock() - begin))
-            census.alive, census.counts, census.arrived = chosen.keep, list(chosen.counts), list(chosen.counts)
-            self._vision.shrink()
+            if chosen.counts != census.counts:
+                census.alive, census.counts, census.arrived = chosen.keep, list(chosen.counts), list(chosen.counts)
+                self._vision.shrink()
         return changed
 
 
