@@ -57,6 +57,17 @@ def test_not_a_budget(budget: object) -> None:
         TABLE.plan_for(budget)  # type: ignore[arg-type]
 
 
+def test_fixed_neighbours_may_have_other_sites() -> None:
+    """Where one has no step, nothing leaves there: an even path from two sites to four."""
+    early = Plan("atp", (Step(Site("vision", 0), 0.4), Step(Site("language", 2), 0.1)), {}, 0.25)
+    late = Plan("atp", (Step(Site("vision", 0), 0.8), Step(Site("vision", 1), 0.6), Step(Site("language", 4), 0.2)), {}, 0.45)
+    table = Calibration((early, late), MARK)
+    steps = {str(step.site): step.keep for step in table.plan_for(0.35).steps}
+    assert steps == pytest.approx({"vision:0": 0.6, "vision:1": 0.5, "language:2": 0.55, "language:4": 0.15})
+    assert table.plan_for(0.25) == early
+    assert table.plan_for(0.45) == late
+
+
 def test_neighbours_with_other_sites() -> None:
     table = replace(
         TABLE, plans=(adaptive(0.4, 0.2, 1.6), Plan("atp", (Step(Site("vision", 2), 0.5, 1.0),), {"alpha": 0.7}, 0.6))

@@ -17,7 +17,7 @@ from torch import Tensor
 from atp.budget.amount import check_share
 from atp.budget.cost import Workload
 from atp.errors import BadInput, InvalidPlan
-from atp.plan import Plan, Step, write
+from atp.plan import STACKS, Plan, Site, Step, write
 
 FORMAT = "atp-calibration-1"
 _TENSORS, _VALUES = 12, 4  # sampled for a fingerprint
@@ -216,11 +216,21 @@ def read_json(path: str | Path, what: str) -> Mapping[str, Any]:
     return data if isinstance(data, Mapping) else {"format": type(data).__name__}
 
 
+def _filled(plan: Plan, sites: Iterable[Site]) -> Plan:
+    """The same plan with a step at each of the sites; where it had none, nothing leaves."""
+    known, steps, there = {step.site: step for step in plan.steps}, list(plan.steps), dict.fromkeys(STACKS, 1.0)
+    for site in sorted(sites, key=lambda site: site.layer):
+        there[site.stack] = known[site].keep if site in known else there[site.stack]
+        steps += [] if site in known else [Step(site, there[site.stack])]
+    return replace(plan, steps=tuple(steps))
+
+
 def _interpolated(low: Plan, high: Plan, budget: float) -> Plan:
-    """Every number of every step, linearly between two neighbouring budgets."""
+    """Every number of every step, linearly between two neighbouring budgets; fixed plans may differ in their sites."""
     sites = [[step.site for step in plan.steps] for plan in (low, high)]
-    mixed = [a.site for a, b in zip(low.steps, high.steps, strict=False) if a.adaptive != b.adaptive]
-    if sites[0] != sites[1] or mixed:
+    if sites[0] != sites[1] and not any(step.adaptive or step.text < 1 for plan in (low, high) for step in plan.steps):
+        low, high = (_filled(plan, {*sites[0], *sites[1]}) for plan in (low, high))
+    elif sites[0] != sites[1] or any(a.adaptive != b.adaptive for a, b in zip(low.steps, high.steps, strict=True)):
         raise InvalidPlan(
             f"no plan between the calibrated budgets {low.budget:g} and {high.budget:g}: their steps differ "
             f"({', '.join(map(str, sites[0]))} and {', '.join(map(str, sites[1]))}); use one of these two budgets"
