@@ -46,8 +46,8 @@ PLUGINS = [p for p in FILES if p.parent.name in ("adapters", "methods") and p.st
 def test_core_and_package() -> None:
     core = [p for p in FILES if p.relative_to(ROOT).parts[0] in CORE or (p.parent == ROOT and p.stem in CORE_MODULES)]
     # 4,500 until text and tiles left, 5,800 until operators were spared and text left across, 6,000 until padding was left out,
-    # 6,200 until callers named sites and threads were refused, 6,300 until windows left
-    assert sum(code(p) for p in core if p not in PLUGINS) <= 6_450
+    # 6,200 until callers named sites and threads were refused, 6,300 until windows left and plans of other sites were mixed
+    assert sum(code(p) for p in core if p not in PLUGINS) <= 6_500
     # 16,000 until padding was left out, 16,500 until bad input was refused earlier
     assert sum(code(p) for p in FILES if p not in PLUGINS) <= 16_900
 
