@@ -40,6 +40,7 @@ class Adapter(ABC):
         limits: what cannot be pruned, or not as elsewhere, in a few words each.
         checks: whether the engine compares the first call with the unhooked model, because nobody has tried this family.
         resizable: whether the tower takes smaller images (`resize`).
+        any_size: whether images are encoded at whatever size they come.
         graphs: whether a call can be traced into one graph (tried); elsewhere sizes of images are read on the host.
         tiles: images of the tower that a typical image is cut into; what a plan is solved for unless told otherwise.
         connects: what patches are to the connector. `rows`: each passes alone, so dead ones stay out; `grid`: it wants all;
@@ -57,6 +58,7 @@ class Adapter(ABC):
     limits: ClassVar[tuple[str, ...]] = ()
     checks: ClassVar[bool] = False
     resizable: ClassVar[bool] = False
+    any_size: ClassVar[bool] = False
     tiles: ClassVar[int] = 1
     graphs: ClassVar[bool] = False
     connects: ClassVar[str] = "grid"

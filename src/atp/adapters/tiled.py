@@ -77,6 +77,7 @@ class Windowed:
         window: side of a window, in visual tokens.
     """
 
+    any_size: ClassVar[bool] = True
     window: int = 4
 
     def contents(self, args: Args, kwargs: Kwargs) -> tuple[Tensor, list[bool]]:

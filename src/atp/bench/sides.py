@@ -7,7 +7,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
-from atp.adapters.tiled import Windowed
 from atp.bench.subject import Subject
 from atp.budget.cost import Flops, Workload, count, visual_after
 from atp.budget.rounding import rounded
@@ -121,7 +120,7 @@ def smaller_image(subject: Subject, workload: Workload, budget: float) -> Side |
         return None
     shape, name = subject.adapter.shape, f"{SMALLER} {budget:g}"
     whole = count(shape, workload)
-    if isinstance(subject.adapter, Windowed):
+    if subject.adapter.any_size:
         for side in range(min(subject.adapter.grid) - 1, 0, -1):
             spent = count(subject.sized((side, side)).shape, workload)
             if spent.total <= budget * whole.total:
