@@ -48,10 +48,10 @@ CHOSEN = {
     "llava": Chosen("vision:0 vision:1 vision:2 vision:3 language:2 language:4", (0.25, 0.4, 0.6, 0.8)),
     "blip-2": Chosen(
         "vision:0 vision:1 vision:2 vision:3 language:2 language:4",
-        (0.25, 0.3, 0.4, 0.6, 0.8),
+        (0.2, 0.25, 0.3, 0.4, 0.6, 0.8),
         balance=0.3,
         batch=1,
-        early={0.25: "vision:0 language:2"},
+        early={0.2: "vision:0 language:2", 0.25: "vision:0 language:2"},
     ),
     "idefics": Chosen(
         "vision:0 vision:1 vision:2 vision:3", (0.25, 0.3, 0.4, 0.6, 0.8), batch=1, early={0.25: "vision:0 vision:1"}
