@@ -106,6 +106,17 @@ def test_a_window_of_one_colour_tells_nothing_and_one_token_of_it_stays() -> Non
     assert choose(contents, [False], images, 2, 0.0).counts == [4]
 
 
+@pytest.mark.parametrize("grid", [(6, 5), (5, 9), (7, 7), (12, 9)])
+@pytest.mark.parametrize("share", [0.0, 0.3, 0.5, 0.8, 1.0])
+def test_a_share_is_one_of_the_tokens_where_windows_are_cut_off(grid: tuple[int, int], share: float) -> None:
+    contents, tokens = noise(grid[0] * grid[1], seed=sum(grid)), grid[0] * grid[1]
+    layout = Layout.over(over(grid), 4)
+    chosen = choose(contents, [False], over(grid), 4, share)
+    whole = chosen.counts[0] - (chosen.windows[0][1] - chosen.windows[0][0])  # one token of each of the others
+    assert abs(whole - share * tokens) <= max(layout.sizes) / 2
+    assert share not in (0.0, 1.0) or whole == share * tokens
+
+
 def test_frames_that_repeat_tell_nothing() -> None:
     """Three frames of one video and an image: a window of the second is new, all else repeats."""
     images = over((4, 4), (4, 4), (4, 4), (4, 4))

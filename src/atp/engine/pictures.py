@@ -20,6 +20,8 @@ SIDE, COARSE = 96, 4
 """Pictures are recognised at this size of a tile, by means of `COARSE` x `COARSE` cells of each tile."""
 ALIKE, FLAT = 0.1, 1e-4
 """A thumbnail is one if the tiles differ from it by less than this share of its variance, and if it has any."""
+ROUNDED = 1e-9
+"""Ours: what a product of floats may be beside a half."""
 
 
 def pictures(tiles: Tensor) -> list[Picture]:
@@ -81,18 +83,24 @@ def residuals(tiles: Tensor, picture: Picture) -> Tensor:
     return torch.minimum(unexplained, contrast).sqrt()
 
 
-def stay(scores: Sequence[float], wanted: float | str) -> set[int]:
+def stay(scores: Sequence[float], wanted: float | str, sizes: Sequence[int] | None = None) -> set[int]:
     """Places of the parts of one picture that stay: a share of them, the first of equals; or those with more than a threshold.
 
     Args:
         scores: of its parts, on the host.
         wanted: see `atp.prune`.
+        sizes: of the parts, where they differ: the share is one of their sum.
     """
     if isinstance(wanted, str):
         bar = float(wanted.strip()[1:])
         return {place for place, score in enumerate(scores) if score > bar}
-    order = sorted(range(len(scores)), key=lambda place: -scores[place])
-    return set(order[: kept(len(scores), wanted)])
+    sizes, there, taken = sizes or [1] * len(scores), set(), 0
+    for place in sorted(range(len(scores)), key=lambda place: -scores[place]):
+        if taken + sizes[place] / 2 > wanted * sum(sizes) + ROUNDED:
+            break
+        there.add(place)
+        taken += sizes[place]
+    return there
 
 
 def kept(parts: int, share: float) -> int:

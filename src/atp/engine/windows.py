@@ -117,7 +117,8 @@ def choose(contents: Tensor, follows: list[bool], images: Images, side: int, wan
         else:
             groups.append(number)
     for number in groups:
-        chosen = stay(values[len(whole) : len(whole) + number], wanted)
+        own_windows = slice(len(whole), len(whole) + number)
+        chosen = stay(values[own_windows], wanted, layout.sizes[own_windows])
         whole += [place in chosen for place in range(number)]
     places = torch.arange(len(own), device=own.device)
     rank = torch.empty_like(places).index_copy(0, own.argsort(descending=True, stable=True), places)
