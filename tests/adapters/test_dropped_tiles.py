@@ -139,6 +139,7 @@ def test_the_tower_runs_on_fewer_rows(name: str) -> None:
     assert report.flops.connector == pytest.approx(0.7 * report.flops_unpruned.connector)
     assert report.flops.prefill < report.flops_unpruned.prefill
     assert report.images == 10
+    assert report.seconds > 0, "tiles are chosen in no time"
     assert "tiles that ran, with the thumbnail: 2 of 3, 3 of 5" in str(report)
     assert report.to_dict()["tiles"] == [[2, 3], [3, 5]]
 
@@ -221,7 +222,11 @@ def test_models_without_such_tiles_are_refused(name: str) -> None:
         pytest.skip(str(refusal))
     with (
         pytest.raises(
-            InvalidPlan, match="whole tiles leave from idefics3, smolvlm, internvl, llava_next and llava_onevision models only"
+            InvalidPlan,
+            match=(
+                "whole tiles leave from idefics3, internvl, llava_next, llava_onevision, smolvlm models only, "
+                "windows from qwen2_5_vl, qwen2_vl, qwen3_vl, this is a "
+            ),
         ),
         prune(model, tiles=0.5),
     ):

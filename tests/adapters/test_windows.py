@@ -197,6 +197,9 @@ def test_a_step_at_the_same_place_takes_of_what_is_left(name: str) -> None:
     (record,) = run.trace.last("vision")
     with prune(model, tiles=0.5) as windows:
         said(model, family, inputs, steps=1)
+    with prune(model, plan=Plan("random", (Step(Site("vision", 0), 1.0),)), tiles=0.5) as idle:
+        said(model, family, inputs, steps=1)
+    assert idle.report().seconds > sum(record.seconds for record in idle.trace.records), "time of windows is told"
     (before,) = windows.trace.last("vision")
     assert torch.equal(record.alive, before.keep)
     assert not (record.keep & ~before.keep).any()

@@ -34,7 +34,7 @@ def bench(
     warmup: Annotated[int, typer.Option(help="How often each side runs before that.")] = 1,
     text_tokens: Annotated[int, typer.Option(help="Words of a prompt, for an --arch.")] = 32,
     tiles: Annotated[int | None, typer.Option(help="Tower images of a prompt, for an --arch. [default: a photo's]")] = None,
-    keep_tiles: Annotated[float | None, typer.Option(help="Share of the tiles, or Qwen's windows, the tower gets: 0.5.")] = None,
+    keep_tiles: Annotated[float | None, typer.Option(help="Share of the tiles, or windows, that reach the tower: 0.5.")] = None,
     depth: Annotated[float, typer.Option(help="Share of the layers of an --arch that are built, e.g. 0.5.")] = 1.0,
     quant: Annotated[str | None, typer.Option(help="int8 or int4: all sides once more, weights so by torchao.")] = None,
     round_to: Annotated[

@@ -76,7 +76,7 @@ class Calibration:
     """Adaptive plans of one method for one model, over budgets.
 
     Attributes:
-        plans: one a budget, of the same method, options and sites; sorted by budget.
+        plans: one a budget, of the same method and options, sorted by budget; fixed ones may differ in their sites.
         fingerprint: of the model whose scores set the thresholds.
         workload: what the FLOPs were counted with.
         inputs: how many prompts were used.

@@ -87,8 +87,9 @@ class Book:
         self.dropped += sum(a - b for a, b in zip(started, counts, strict=True))
 
     @untraced
-    def parts(self, counts: Sequence[tuple[int, int]], windows: bool = False) -> None:
-        """Add (ran, all) tiles or windows of each picture of one pass of the tower to those of the same forward."""
+    def parts(self, counts: Sequence[tuple[int, int]], seconds: float, windows: bool = False) -> None:
+        """Add (ran, all) tiles or windows of each picture of one pass of the tower to those of its forward, and their time."""
+        self.ledger.seconds += seconds
         before = self.ledger.tiles if self._parts == self.number else ()
         self._parts, self.ledger.tiles, self.ledger.windows = self.number, [*before, *counts], windows
 

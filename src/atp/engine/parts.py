@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
 
+from atp.adapters import ADAPTERS, adapter_class
 from atp.adapters.base import Adapter
 from atp.adapters.tiled import Tiled, Windowed
 from atp.budget.amount import Amount, Budget
@@ -21,7 +22,7 @@ from atp.methods import Method
 from atp.plan import Plan, Site
 
 LEAST = 1e-6
-"""Ours: a share that nothing can reach, for budgets that what leaves no less of has already spent."""
+"""Ours: stands for a budget that is spent before anything could be spared; no plan reaches it."""
 
 
 def check_tiles(adapter: Adapter, tiles: float | str | None) -> None:
@@ -30,13 +31,20 @@ def check_tiles(adapter: Adapter, tiles: float | str | None) -> None:
     Raises:
         InvalidPlan: naming the model and what to use instead.
     """
-    if tiles is not None and not (isinstance(adapter, Windowed) or (isinstance(adapter, Tiled) and adapter.tiled)):
+    if tiles is not None and not (has_tiles(type(adapter)) or isinstance(adapter, Windowed)):
+        kinds = {name: adapter_class(name) for name in sorted(ADAPTERS)}
+        tiled = [name for name, kind in kinds.items() if has_tiles(kind)]
+        windowed = [name for name, kind in kinds.items() if issubclass(kind, Windowed)]
         kind = "/".join(adapter.model_types) or type(adapter).__name__
         raise InvalidPlan(
-            f"tiles={tiles!r}: whole tiles leave from idefics3, smolvlm, internvl, llava_next and llava_onevision models only, "
-            f"windows from qwen2_vl, qwen2_5_vl and qwen3_vl, this is a {kind} model; leave tiles= away and use budget=, which "
-            "prunes inside every image"
+            f"tiles={tiles!r}: whole tiles leave from {', '.join(tiled)} models only, windows from {', '.join(windowed)}, "
+            f"this is a {kind} model; leave tiles= away and use budget=, which prunes inside every image"
         )
+
+
+def has_tiles(kind: type[Adapter]) -> bool:
+    """Whether a family cuts pictures into tiles that may leave."""
+    return issubclass(kind, Tiled) and kind.tiled
 
 
 @dataclass(frozen=True)

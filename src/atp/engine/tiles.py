@@ -15,7 +15,7 @@ from atp.engine.census import TowerPass
 from atp.engine.pictures import pictures, residuals, stay
 from atp.engine.run import Run
 from atp.tokens import Record
-from atp.tracing import refuse_tiles, traced
+from atp.tracing import clock, refuse_tiles, traced
 
 
 @dataclass(frozen=True)
@@ -109,10 +109,10 @@ class TiledRun(Run):
             refuse_tiles()
         adapter = self.adapter
         assert isinstance(adapter, Tiled)
-        tiles = adapter.tiles_of(args, kwargs)
+        begin, tiles = clock(), adapter.tiles_of(args, kwargs)
         with torch.no_grad():
             chosen = choose(tiles, self.plan.tiles, adapter.pictures(tiles))
-        self.book.parts(chosen.counts)
+        self.book.parts(chosen.counts, clock() - begin)
         if not chosen.counts and len(tiles) > 1:
             told = f"none of the {len(tiles)} images of a call is the thumbnail of a picture in tiles, so all of them stay"
             self.book.warn("tiles", told)

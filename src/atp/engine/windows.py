@@ -143,19 +143,19 @@ class WindowedRun(Run):
         begin, images, adapter = clock(), self._images, cast(Windowed, self.adapter)
         with torch.no_grad():
             chosen = choose(*adapter.contents(args, kwargs), images, adapter.window, self.plan.tiles)
-            self.book.parts(chosen.windows, windows=True)
+            self.book.parts(chosen.windows, clock() - begin, windows=True)
             census = self._vision.census
             assert census is not None
             if 0 not in self._vision.steps:
-                self._vision.records.append(record(self.book.number, census.alive, census.started, chosen, clock() - begin))
+                self._vision.records.append(record(self.book.number, census.alive, census.started, chosen))
             if chosen.counts != census.counts:
                 census.alive, census.counts, census.arrived = chosen.keep, list(chosen.counts), list(chosen.counts)
                 self._vision.shrink()
         return changed
 
 
-def record(forward: int, alive: Tensor, started: list[int], chosen: Chosen, seconds: float) -> Record:
-    """Return what the trace remembers of it, as of a site at the tower's first layer."""
+def record(forward: int, alive: Tensor, started: list[int], chosen: Chosen) -> Record:
+    """Return what the trace remembers of it, as of a site at the tower's first layer; its time is in the book."""
     return Record(
         forward=forward,
         stack="vision",
@@ -166,5 +166,4 @@ def record(forward: int, alive: Tensor, started: list[int], chosen: Chosen, seco
         keep=chosen.keep,
         raw_scores=None,
         alive=alive,
-        seconds=seconds,
     )
