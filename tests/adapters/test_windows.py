@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from transformers import Qwen2VLImageProcessorPil
 
+import invariants
 from adapters.mixed import Several, mixed
 from atp.adapters import adapt
 from atp.adapters.base import Images
@@ -292,6 +293,13 @@ def test_the_tower_runs_on_fewer_rows_and_says_so(name: str) -> None:
     assert run.dropped > 0
     told = story(run.trace, image=1)
     assert len(told.stages[0].kept) == report.kept["vision"][0][1]
+
+
+def test_flops_without_some_windows_are_those_of_torch(name: str) -> None:
+    """Windows that stay whole attend as before, and are counted as if they thinned: within one per cent."""
+    family, model = FAMILIES[name], model_of(name)
+    one = family.single(flattened(name, family.inputs(model)), 0)
+    invariants.counted_flops_are_true(model, one, replace(plan_of(model, "uniform"), tiles=0.5))
 
 
 @pytest.mark.parametrize("tiles", [0.25, 0.5, 0.75, ">0.1"])
