@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from atp.errors import BadInput
 from atp.fusion import Crowd, Halves, Matching, average, halve, match
 from atp.tracing import lazy
 
@@ -283,9 +284,18 @@ class Trace:
         return {record.layer: list(record.counts) for record in self.last(stack)}
 
     def alive_at_end(self, stack: str, row: int) -> Tensor:
-        """Return the sorted original indices of the row's tokens that left at no site of the stack."""
+        """Return the sorted original indices of the row's tokens that left at no site of the stack.
+
+        Raises:
+            BadInput: no forward met a site of the stack.
+        """
         records = self.last(stack)
-        return records[-1].kept[row] if records else torch.empty(0, dtype=torch.int64)
+        if not records:
+            met = sorted({one.stack for one in (*self.records, *self.texts)})
+            instead = f"ask for {' or '.join(map(repr, met))}" if met else "run the model inside the block first"
+            raise BadInput(f"no forward has met a site of {stack!r}, so no token left there; {instead}")
+        kept: list[Tensor] = records[-1].kept
+        return kept[row]
 
     def join(self, passes: Sequence[Sequence[Record]]) -> None:
         """Make one pass of several through the same sites: the rows of the first, then those of the next."""

@@ -70,7 +70,7 @@ def test_tuning_and_calibration_have_sites_that_reach_their_budgets(name: str) -
     kind = adapter.model.config.model_type  # type: ignore[union-attr]
     chosen = CHOSEN[kind]
     tried = [(sites, 0.6) for sites in SITES[kind]]
-    tried += [(chosen.early.get(budget, chosen.sites), budget) for budget in chosen.budgets]
+    tried += [(chosen.other.get(budget, chosen.sites), budget) for budget in chosen.budgets]
     for sites, budget in tried:
         plan = solve(adapter.shape, budget, workload=Workload(1, 11, 2), sites=tuple(map(Site.parse, sites.split())))
         assert min(step.keep for step in plan.steps) > 0.03

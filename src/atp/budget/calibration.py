@@ -148,11 +148,16 @@ class Calibration:
                 f"budget {budget!r} is outside this calibration, which reaches from {low:g} to {high:g}; use a budget in that "
                 f"range, calibrate for {budget!r}, or leave calibration= away: atp.prune(model, budget={budget!r})"
             )
+        low_plan, high_plan = self.beside(budget)
+        return low_plan if low_plan is high_plan else _interpolated(low_plan, high_plan, budget)
+
+    def beside(self, budget: float) -> tuple[Plan, Plan]:
+        """Return the calibrated plans next to a budget within `reach`; twice the same where it is a calibrated one itself."""
         for plan in self.plans:
             if abs((plan.budget or 0.0) - budget) <= 1e-9:
-                return plan
+                return plan, plan
         above = next(i for i, plan in enumerate(self.plans) if (plan.budget or 0.0) > budget)
-        return _interpolated(self.plans[above - 1], self.plans[above], budget)
+        return self.plans[above - 1], self.plans[above]
 
     def save(self, path: str | Path) -> None:
         """Write JSON.

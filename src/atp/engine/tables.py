@@ -12,6 +12,7 @@ from atp.adapters.base import Adapter
 from atp.budget.amount import Budget
 from atp.budget.calibration import Calibration, fingerprint
 from atp.budget.certificate import Certificate, load_table
+from atp.budget.cost import lengths_of
 from atp.budget.price import Prices
 from atp.errors import InvalidPlan
 from atp.plan import Plan
@@ -82,8 +83,18 @@ def calibrated(adapter: Adapter, table: Calibration, amount: Budget, prices: Pri
             f"budget {amount} is outside this calibration, which reaches from {low} to {high}{told}; use a budget in that range, "
             f"or leave calibration= away: atp.prune(model, budget={amount})"
         )
-    plan = table.plan_for(share)
+    plan = _busy(table.plan_for(share), prices)
     return replace(plan, budget=amount.value) if amount.unit == "share" else plan
+
+
+def _busy(plan: Plan, prices: Prices) -> Plan:
+    """The plan without sites at which none leaves: those of one neighbour only, where a plan lies between two."""
+    for step in plan.steps:
+        without = replace(plan, steps=tuple(each for each in plan.steps if each is not step))
+        fixed = not step.adaptive and step.text == 1
+        if fixed and lengths_of(prices.shape, prices.workload, without) == lengths_of(prices.shape, prices.workload, plan):
+            plan = without
+    return plan
 
 
 def own_calibration(adapter: Adapter, amount: Budget, prices: Prices, method: str, named: bool = False) -> Calibration | None:
@@ -109,6 +120,12 @@ def _folder(adapter: Adapter) -> str:
     return str(getattr(getattr(adapter.model, "config", None), "_name_or_path", "") or "")
 
 
+def _changes(table: Calibration, share: float) -> bool:
+    """Whether other sites stand on one side of a share than on the other, so that a plan in between spends another share."""
+    one, other = table.beside(share)
+    return [step.site for step in one.steps] != [step.site for step in other.steps]
+
+
 def share_for(table: Calibration, amount: Budget, prices: Prices, named: bool = False) -> float | None:
     """Return the largest calibrated share whose plan stays within an amount; None = the table ends before or begins behind it.
 
@@ -116,9 +133,12 @@ def share_for(table: Calibration, amount: Budget, prices: Prices, named: bool = 
     """
     low, high = table.reach
     if amount.unit == "share":
-        if not named or amount.value == 1:
+        inside = low <= amount.value <= high
+        if not named and inside and _changes(table, amount.value):
+            prices = replace(prices, workload=table.workload)
+        elif not named or amount.value == 1:
             return amount.value
-        if low <= amount.value <= high:
+        if inside:
             drift = prices.of(table.plan_for(amount.value), "share") / amount.value - 1
             if abs(drift) <= DRIFT:
                 return amount.value

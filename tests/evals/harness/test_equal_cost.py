@@ -54,7 +54,7 @@ def test_counts_between_calibrated_budgets_keep_the_shape_that_was_tuned(shipped
     with prune(shipped, budget=0.6, workload=CAPTION) as run:
         plan = run.plan
     table = Calibration.load(Path(resolve("atp-mini-llava")) / "atp_calibration.json")
-    near = [table.plan_for(one) for one in (0.4, 0.6)]
+    near = [table.plan_for(one) for one in (0.57, 0.6)]
     for step, low, high in zip(plan.steps, near[0].steps, near[1].steps, strict=True):
         assert step.site == low.site and low.keep < step.keep < high.keep
 
