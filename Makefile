@@ -24,7 +24,7 @@ $(STAMP): pyproject.toml
 	@echo "installed; try: make demo"
 
 demo: $(STAMP)
-	@$(BIN)/atp demo --out out
+	@$(BIN)/atp demo --budget 0.4 --out out
 
 test: $(STAMP)
 	@$(BIN)/python -m pytest -q

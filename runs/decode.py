@@ -26,7 +26,7 @@ from atp.bench.execute import machine, prepare
 from atp.bench.summary import noise, spread, verdict
 from atp.evals.items import scene_items
 
-METHODS = ("atp", "atp:sites=vision:0/vision:3")
+METHODS = ("atp",)
 OURS = str(Path(atp.__file__).parent)
 
 

@@ -74,11 +74,11 @@ share in them while no operator ran (Python: on a GPU the gap that is ours, if t
 the host waits for a value, counted without the profiler. Where the visual tokens of a prompt stand is read at most
 once; a site with a fixed count never waits, one with a threshold waits once (`tests/bench/test_counting.py`)."""
 
-FEW = """`bash runs/sites.sh`. A site takes about as long whatever the model's size, so in a small model at batch 1 two sites are
-faster than six at the same FLOPs: `atp.prune(model, budget=0.6, sites="vision:0/vision:3")` or `--method
-atp:sites=vision:0/vision:3`. One answer token; accuracy on 2,000 held-out questions, intervals from a paired bootstrap over
-scenes; `?`: too noisy to conclude. What leaves early is chosen with less knowledge: at 0.4 two sites lose,
-four in the tower do not."""
+FEW = """`bash runs/sites.sh`. A site takes about as long whatever the model's size, so in a small model two sites are
+faster than six at the same FLOPs, and what is left behind them is chosen with less knowledge. The shipped calibrations have two
+from 0.57 on, where they answer as well, and four or six at 0.5 and 0.4, where two lose; on a model of your own:
+`atp.prune(model, budget=0.6, sites="vision:0/vision:3")`, `--method atp:sites=vision:0/vision:3`. One answer token; accuracy on
+2,000 held-out questions, intervals from a paired bootstrap over scenes; `?`: too noisy to conclude."""
 
 QUEUES = """`bash runs/throughput.sh`. Fixed counts pad nothing. Counts per input pad every input to the one of its batch that
 keeps most, in attention only: elsewhere the rows of all inputs stand one after the other; `run.report()` tells the share.

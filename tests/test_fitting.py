@@ -23,7 +23,7 @@ def test_each_input_gets_its_own_counts_and_the_mean_is_the_budget(name: str, tm
     told: list[tuple[float, int, float]] = []
     found = atp.fit_counts(model, processor, IMAGES, QUESTIONS, (0.7,), note="ours", step=lambda *news: told.append(news))
     (plan,) = found.plans
-    assert [step.site for step in plan.steps] == [step.site for step in atp.Calibration.load(own(name)).plans[0].steps]
+    assert [str(step.site) for step in plan.steps] == [*(f"vision:{layer}" for layer in range(4)), "language:2", "language:4"]
     assert any(step.adaptive for step in plan.steps if step.site.stack == "vision")
     assert 0.695 <= told[-1][2] <= 0.7
     assert [runs for _, runs, _ in told] == list(range(1, len(told) + 1))

@@ -203,10 +203,11 @@ def batched(rows: Sequence[Mapping[str, Tensor]], batch: int) -> list[tuple[list
 
 
 def own_sites(model: Any, adapter: Adapter, built: Method, options: Mapping[str, Any]) -> Sequence[Site]:
-    """Return the sites of the calibration beside a checkpoint's weights, where it is of this method, or the method's own."""
+    """Return all sites of the calibration beside a checkpoint's weights, where it is of this method, or the method's own."""
     path = Path(str(getattr(model.config, "_name_or_path", "") or ".")) / CALIBRATION
     table = None if options or not path.is_file() else Calibration.load(path)
-    own = tuple(step.site for step in table.plans[0].steps) if table is not None and table.method == built.name else ()
+    plans = table.plans if table is not None and table.method == built.name else ()
+    own = max((tuple(step.site for step in plan.steps) for plan in plans), key=len, default=())  # budgets may have fewer each
     known = own or built.default_sites(adapter.shape) or default_sites(adapter.shape, built.name)
     return workable(adapter.shape, [site for site in known if site.stack in set(adapter.stacks) & set(built.stacks)])
 

@@ -222,6 +222,9 @@ def test_a_gate_is_small_beside_the_shipped_model() -> None:
     assert set(plans) == {"budget 0.6", "budget 0.4"}
     steered = {site for shares in plans.values() for site in shares if site.startswith("language")}
     assert set(trainee.modules) == steered and steered
+    for name, shares in plans.items():  # also where ATP's own plan leaves in the tower only: there is something to train
+        assert steered <= set(shares), name
+    assert set(prepare(Settings(budgets=(0.6,)), model)[0].modules) == steered
     with pytest.raises(BadInput, match=r"more than 0.5 % of the model's .*--rank 2 --width 8"):
         prepare(Settings(rank=64), model)
     assert parameters(trainee.modules) == own

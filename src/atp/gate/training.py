@@ -17,6 +17,7 @@ from atp.adapters import adapt
 from atp.budget.solve import solve
 from atp.engine import prune
 from atp.errors import BadInput, UnsupportedModel
+from atp.fitting import own_sites
 from atp.gate import saving
 from atp.gate.hiding import Hiding, check, hidden
 from atp.gate.parts import extended, follow, frozen, lasting
@@ -24,7 +25,7 @@ from atp.gate.questions import Asked, Questions, questions
 from atp.gate.settings import SHARE, Settings
 from atp.gate.trainees import Trainee, cooled, divergence, make_gate, make_lvpruning, parameters
 from atp.loading import build_inputs, check_kind, load
-from atp.methods import lvpruning
+from atp.methods import METHODS, lvpruning
 from atp.methods import weights as files
 from atp.plan import Site
 
@@ -105,7 +106,10 @@ def prepare(settings: Settings, model: Any) -> tuple[Trainee, dict[str, dict[str
     plans = {}
     for budget in settings.budgets:
         with prune(model, **_plan(model, budget, settings.sites)) as run:
-            plans[f"budget {budget:g}"] = {str(step.site): step.keep for step in run.plan.steps}
+            plan = run.plan
+        if all(step.site.stack == "vision" for step in plan.steps) and not settings.sites:  # nothing there to steer
+            plan = solve(adapter.shape, budget, "atp", sites=own_sites(model, adapter, METHODS.get("atp")(), {}))
+        plans[f"budget {budget:g}"] = {str(step.site): step.keep for step in plan.steps}
     found = {Site.parse(site) for shares in plans.values() for site in shares}
     if not settings.sites:  # what the tower merges it merges by redundancy; the modules steer what the question decides
         found = {site for site in found if site.stack != "vision"}
