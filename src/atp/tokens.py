@@ -56,10 +56,8 @@ class Text:
     """The live text tokens of each prompt, in order; M is the largest number of them.
 
     Attributes:
-        hidden: `[B, M, D]` states at the site.
-        embeddings: `[B, M, D]` states at layer 0.
-        valid: `[B, M]` bool.
-        asks: `[B, M]` bool, tokens of the question: after the last visual token, not of the template.
+        hidden, embeddings: `[B, M, D]` states at the site, and at layer 0.
+        valid, asks: `[B, M]` bool; `asks` are tokens of the question: after the last visual token, not of the template.
         keys: `[B, M, H, d]` as `Tokens.keys`; None where the method reads no keys.
     """
 
@@ -80,11 +78,9 @@ class Tokens:
 
     Attributes:
         stack, layer: "vision" or "language", and the site's layer.
-        alive: `[B, N]` bool.
-        started: how many tokens each input started with.
+        alive, started: `[B, N]` bool, and how many tokens each input started with.
         position: `[B, N, 2]` int64, (row, column) in the grid of its image; (-1, -1) for a token that is no patch.
-        image: `[B, N]` int64, which image of its input a token belongs to.
-        grid: largest (height, width) of an image's grid of tokens.
+        image, grid: `[B, N]` int64, which image of its input a token belongs to; largest (height, width) of an image's grid.
         rows: attention rows by kind of rater, those that the method `needs`.
         carried: `[B, N]` last scores of the stack before, NaN where there is none; None at the first scored site.
         sizes: `[B, N]` how many tokens each stands for after merges; None = one each.
@@ -284,18 +280,12 @@ class Trace:
         return {record.layer: list(record.counts) for record in self.last(stack)}
 
     def alive_at_end(self, stack: str, row: int) -> Tensor:
-        """Return the sorted original indices of the row's tokens that left at no site of the stack.
-
-        Raises:
-            BadInput: no forward met a site of the stack.
-        """
-        records = self.last(stack)
+        """Return the sorted original indices of the row's tokens that left at no site of the stack; BadInput: it met none."""
+        records: list[Record] = self.last(stack)
         if not records:
-            met = sorted({one.stack for one in (*self.records, *self.texts)})
-            instead = f"ask for {' or '.join(map(repr, met))}" if met else "run the model inside the block first"
-            raise BadInput(f"no forward has met a site of {stack!r}, so no token left there; {instead}")
-        kept: list[Tensor] = records[-1].kept
-        return kept[row]
+            met = sorted({one.stack for one in (*self.records, *self.texts)}) or "none: run the model inside the block first"
+            raise BadInput(f"no forward has met a site of {stack!r}, so no token left there; stacks with sites: {met}")
+        return records[-1].kept[row]  # type: ignore[no-any-return]
 
     def join(self, passes: Sequence[Sequence[Record]]) -> None:
         """Make one pass of several through the same sites: the rows of the first, then those of the next."""
