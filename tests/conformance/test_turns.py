@@ -60,14 +60,16 @@ def two_turns(family: Any, model: Any, inputs: Any, whole: Any, more: Tensor) ->
 
 
 @pytest.mark.parametrize("name", SERVED)
-@pytest.mark.parametrize("kind", ["dropped", "merged", "text"])
+@pytest.mark.parametrize("kind", ["dropped", "merged", "text", "tower"])
 def test_it_is_a_fresh_prefill_or_is_refused(name: str, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     family, model = SERVED[name], model_of(name)
     inputs = family.inputs(model)
     whole, more = conversation(family, inputs)
     plan, options = (text_plan_of(model) if kind == "text" else plan_of(model, "atp")), {"text_tail": 8}
-    if kind == "merged":  # what patches stand for is remembered too
+    if kind in ("merged", "tower"):  # what patches stand for is remembered too
         plan = dataclasses.replace(plan, options={})
+    if kind == "tower":  # no question decides: the cache is already what a fresh prefill would make of it
+        plan = dataclasses.replace(plan, steps=tuple(step for step in plan.steps if step.site.stack == "vision"))
     refused = ""
     try:
         with torch.no_grad(), prune(model, plan=plan, second_turn="reselect", **options) as run:
@@ -100,8 +102,9 @@ def test_it_is_a_fresh_prefill_or_is_refused(name: str, kind: str, monkeypatch: 
     torch.testing.assert_close(last.logits, step.logits, rtol=0, atol=1e-9)
     for ours, theirs in zip(last.past_key_values.layers, step.past_key_values.layers, strict=True):
         assert ours.get_seq_length() == theirs.get_seq_length()
-        torch.testing.assert_close(ours.keys, theirs.keys, rtol=0, atol=1e-9)
-    assert run.trace.records[-1].forward > 0
+        if kind != "tower":  # there places of padding hold what they held
+            torch.testing.assert_close(ours.keys, theirs.keys, rtol=0, atol=1e-9)
+    assert (run.report().turns > 0) == (run.trace.records[-1].forward > 0) == (kind != "tower")
 
 
 def more_keys(inputs: Any) -> set[str]:

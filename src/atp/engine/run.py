@@ -52,7 +52,7 @@ class Run(Alone):
         self._live: tuple[Tensor, list[int], Tensor | None] | None = None
         self._features: tuple[Subset, Tensor] | None = None
         self.guard: Callable[[], Guard] = Guard
-        self.turns, self.encoded, self.memory = Turns(adapter, reselect), Encoded(adapter, self.book.ledger), Memory()
+        self.turns, self.encoded, self.memory = Turns(adapter, reselect, plan), Encoded(adapter, self.book.ledger), Memory()
 
     @property
     def shape(self) -> ModelShape:

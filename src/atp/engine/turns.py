@@ -17,6 +17,7 @@ from atp.adapters.base import Adapter, Args, Kwargs
 from atp.adapters.turns import ANEW, Chunk, given_ids, live_places, read_chunk, whole_call
 from atp.engine.census import Census
 from atp.errors import UnsupportedModel
+from atp.plan import Plan
 
 
 class Turns:
@@ -25,10 +26,13 @@ class Turns:
     Args:
         adapter: the model.
         reselect: whether second turns choose anew.
+        plan: in force; where nothing leaves the language model, no question decides anything: the cache is what a fresh
+            prefill would make of it, and stays.
     """
 
-    def __init__(self, adapter: Adapter, reselect: bool) -> None:
+    def __init__(self, adapter: Adapter, reselect: bool, plan: Plan) -> None:
         self.adapter, self.reselect = adapter, reselect
+        self.decides = any(step.site.stack == "language" for step in plan.steps)
         if reselect and (adapter.shape.cross is not None or adapter.reader is not None):
             raise UnsupportedModel(
                 f"a second turn cannot be chosen anew by the {type(adapter).__name__} adapter: the cache of its decoder holds no "
@@ -80,8 +84,10 @@ class Turns:
         self.chunks.append(read_chunk(ids, kwargs))
         if not turn:
             return None
+        changed = whole_call(self.chunks, kwargs)  # refused where it cannot be said again, though nothing may be chosen
+        if not self.decides:
+            return None
         self.new = self.chunks[-1].ids.shape[1]
-        changed = whole_call(self.chunks, kwargs)
         census = self._again(live_places(changed, torch.cat([chunk.ids for chunk in self.chunks], 1)), said)
         for layer in range(self.adapter.shape.language.layers):
             self.adapter.make_cache_layer(cache, layer).reset()
