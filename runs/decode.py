@@ -26,7 +26,6 @@ from atp.bench.execute import machine, prepare
 from atp.bench.summary import noise, spread, verdict
 from atp.evals.items import scene_items
 
-METHODS = ("atp",)
 OURS = str(Path(atp.__file__).parent)
 
 
@@ -104,15 +103,15 @@ class Way:
     same: bool
 
 
-def ways(stack: contextlib.ExitStack, asked: Sequence[tuple[str, float]], batch: int, say: Callable[[str], Any]) -> Iterator[Way]:
+def ways(stack: contextlib.ExitStack, budgets: Sequence[float], batch: int, say: Callable[[str], Any]) -> Iterator[Way]:
     """Yield them, called once already; each side keeps a model, as graphs know whose hooks they hold by the model."""
     torch._dynamo.reset()
-    for method, budget in (("none", 1.0), *asked):
-        side = "unpruned" if budget == 1 else f"{method.replace('atp:sites=', '')} {budget:g}"
+    for budget in (1.0, *budgets):
+        side = "unpruned" if budget == 1 else f"atp {budget:g}"
         model, processor = atp.load("atp-mini-llava")
         inputs = inputs_of(processor, batch)
         if budget < 1:
-            stack.enter_context(atp.prune(model, budget, method))
+            stack.enter_context(atp.prune(model, budget))
         plain = functools.partial(logits, model, inputs)
         want = plain()
         yield Way(side, False, plain, 0.0, 0.0, True)
@@ -125,13 +124,13 @@ def ways(stack: contextlib.ExitStack, asked: Sequence[tuple[str, float]], batch:
 
 
 def compiled(
-    asked: Sequence[tuple[str, float]], batches: Sequence[int], rounds: int, say: Callable[[str], Any] = print
+    budgets: Sequence[float], batches: Sequence[int], rounds: int, say: Callable[[str], Any] = print
 ) -> list[dict[str, Any]]:
     """Time one prefill, whole and pruned, as it is and compiled into one graph, all in turn; the first call compiles."""
     found = []
     for batch in batches:
         with torch.no_grad(), contextlib.ExitStack() as stack:
-            sides = list(ways(stack, asked, batch, say))
+            sides = list(ways(stack, budgets, batch, say))
             took = rounds_of(sides, rounds)
         for way in sides:
             own, base = took[way.side, way.compiled], took["unpruned", way.compiled]
@@ -174,7 +173,7 @@ def main(
     write(out, result)
     if compiles:
         result |= {
-            "compiled": compiled([(one, share) for one in METHODS for share in (budget, 0.4)], (1, 4, 16), rounds),
+            "compiled": compiled((budget, 0.4), (1, 4, 16), rounds),
             "unfinished": False,
         }
         write(out, result)

@@ -74,9 +74,9 @@ share in them while no operator ran (Python: on a GPU the gap that is ours, if t
 the host waits for a value, counted without the profiler. Where the visual tokens of a prompt stand is read at most
 once; a site with a fixed count never waits, one with a threshold waits once (`tests/bench/test_counting.py`)."""
 
-FEW = """`bash runs/sites.sh`. A site takes about as long whatever the model's size, so in a small model two sites are
-faster than six at the same FLOPs, and what is left behind them is chosen with less knowledge. The shipped calibrations have two
-from 0.57 on, where they answer as well, and four or six at 0.5 and 0.4, where two lose; on a model of your own:
+FEW = """`bash runs/sites.sh`. A site costs its operators whatever it saves, so in a small model two sites are faster than
+six at the same FLOPs; but what leaves early is chosen with less knowledge. The shipped calibrations have two from 0.57 on, where
+they answer as well, and four or six at 0.5 and 0.4; on a model of your own:
 `atp.prune(model, budget=0.6, sites="vision:0/vision:3")`, `--method atp:sites=vision:0/vision:3`. One answer token; accuracy on
 2,000 held-out questions, intervals from a paired bootstrap over scenes; `?`: too noisy to conclude."""
 
