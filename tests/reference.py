@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 import tiny
-from atp.tokens import Trace
+from atp.trace import Trace
 
 LOW = torch.finfo(torch.float64).min
 

@@ -15,7 +15,7 @@ import tiny
 from atp.engine import prune
 from atp.errors import UnsupportedModel
 from atp.plan import Plan, Site, Step
-from atp.tokens import Trace
+from atp.trace import Trace
 
 GREEDY: dict[str, Any] = {"max_new_tokens": 6, "do_sample": False, "return_dict_in_generate": True}
 PLAN = tiny.plan("atp")

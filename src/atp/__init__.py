@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from atp.plan import Site as Site
     from atp.plan import Step as Step
     from atp.tokens import Tokens as Tokens
-    from atp.tokens import Trace as Trace
+    from atp.trace import Trace as Trace
 
 _WHERE = {
     "AtpError": "errors",
@@ -42,7 +42,7 @@ _WHERE = {
     "Site": "plan",
     "Step": "plan",
     "Tokens": "tokens",
-    "Trace": "tokens",
+    "Trace": "trace",
     "Workload": "budget.cost",
     "batches": "grouping",
     "build_inputs": "loading",

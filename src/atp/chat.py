@@ -32,7 +32,7 @@ class Chat:
         ids: `[1, L]` all that was said, the answers included.
 
     Example:
-        >>> with atp.prune(model, budget=0.6, second_turn="reselect"):
+        >>> with atp.prune(model, budget=0.4, second_turn="reselect"):
         ...     chat = atp.Chat(model, processor, image)
         ...     print(chat.ask("What is the leftmost object?"), chat.ask("What color is the cup?"))
     """

@@ -20,7 +20,7 @@ from atp.engine import Run, prune
 from atp.engine.tables import Table
 from atp.errors import BadInput
 from atp.plan import STACKS, Plan
-from atp.tokens import Trace
+from atp.trace import Trace
 
 REPEATS, QUICK = 3, 1.0  # ours: answers faster than a second are timed as the best of three
 

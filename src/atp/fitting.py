@@ -207,7 +207,7 @@ def own_sites(model: Any, adapter: Adapter, built: Method, options: Mapping[str,
     path = Path(str(getattr(model.config, "_name_or_path", "") or ".")) / CALIBRATION
     table = None if options or not path.is_file() else Calibration.load(path)
     plans = table.plans if table is not None and table.method == built.name else ()
-    own = max((tuple(step.site for step in plan.steps) for plan in plans), key=len, default=())  # budgets may have fewer each
+    own = {step.site for plan in plans for step in plan.steps}  # a budget may have fewer of them
     known = own or built.default_sites(adapter.shape) or default_sites(adapter.shape, built.name)
     return workable(adapter.shape, [site for site in known if site.stack in set(adapter.stacks) & set(built.stacks)])
 

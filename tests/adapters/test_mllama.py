@@ -18,7 +18,7 @@ from atp.adapters import adapt
 from atp.engine import prune
 from atp.errors import UnsupportedModel
 from atp.plan import Plan, Site, Step
-from atp.tokens import Trace
+from atp.trace import Trace
 from families import FAMILIES
 from families.flamingos import TILES
 

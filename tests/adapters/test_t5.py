@@ -17,7 +17,7 @@ import tiny
 from atp.engine import prune
 from atp.errors import UnsupportedModel
 from atp.plan import Plan, Site, Step
-from atp.tokens import Trace
+from atp.trace import Trace
 from families import FAMILIES
 from families.base import IMAGE, PAD, WORDS
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from adapters import test_idefics, test_mllama
-from atp.tokens import Trace
+from atp.trace import Trace
 
 
 def keys_hidden(name: str, model: Any, inputs: Any, trace: Trace) -> Any:

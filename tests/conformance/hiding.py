@@ -17,7 +17,7 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 
 from atp.adapters.base import Adapter, Images
-from atp.tokens import Trace
+from atp.trace import Trace
 
 NAME = "atp_hiding"
 

@@ -7,7 +7,7 @@ import torch
 
 from atp.errors import BadInput
 from atp.explain import Stage, Story, story
-from atp.tokens import Record, Trace
+from atp.trace import Record, Trace
 
 
 def record(

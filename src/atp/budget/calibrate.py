@@ -19,7 +19,7 @@ from atp.budget.allocate import allocate
 from atp.budget.amount import check_share
 from atp.errors import AtpError, InvalidPlan
 from atp.plan import Plan, Site, Step
-from atp.tokens import Record
+from atp.trace import Record
 
 TOLERANCE, PART = 0.005, 0.01
 """A calibrated plan spends between budget - TOLERANCE and budget on the calibration set, as shares of the unpruned FLOPs, and no

@@ -14,7 +14,7 @@ from typing import Any
 from atp.engine.census import Census, Crossing, TowerPass
 from atp.engine.ledger import Ledger
 from atp.plan import Plan
-from atp.tokens import Record, Trace
+from atp.trace import Record, Trace
 from atp.tracing import refuse_adaptive, refuse_sizes, refuse_text, traced
 
 Grids = Sequence[tuple[int, int]]

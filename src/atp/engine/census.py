@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from atp.adapters.base import Adapter, Args, Images, Kwargs
-from atp.tokens import Record
+from atp.trace import Record
 from atp.tracing import Latest, lazy
 
 CHANNELS = ("alive", "score", "row", "column", "image", "size")

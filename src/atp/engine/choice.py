@@ -14,7 +14,8 @@ from atp.engine.words import word_counts, word_tokens
 from atp.errors import AtpError, InvalidPlan
 from atp.methods.base import Method
 from atp.plan import Step
-from atp.tokens import Record, Tokens
+from atp.tokens import Tokens
+from atp.trace import Record
 from atp.tracing import clock, traced
 
 

@@ -25,7 +25,7 @@ from atp.engine.words import Guard
 from atp.errors import UnsupportedModel
 from atp.plan import Step
 from atp.subset import Subset, build, close, cut_mask, repeat
-from atp.tokens import Record, Trace
+from atp.trace import Record, Trace
 
 MARK = "_atp_crossing"
 """Attribute of a cache: the subset of each cross-attention layer."""

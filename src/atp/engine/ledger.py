@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 from atp.engine.census import Census, Crossing, TowerPass
 from atp.engine.kept import Kept
-from atp.tokens import Record
+from atp.trace import Record
 
 
 @dataclass

@@ -22,7 +22,7 @@ from atp.engine.facts import Place
 from atp.engine.packing import Attended, Packing, packing_of
 from atp.plan import Step
 from atp.subset import Subset, build, causal, close, cut_mask, cut_segments, gather, open_rows, ragged_mask, scatter, weighted
-from atp.tokens import Record
+from atp.trace import Record
 from atp.tracing import traced
 
 

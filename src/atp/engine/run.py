@@ -27,7 +27,7 @@ from atp.engine.words import Guard
 from atp.methods import Method
 from atp.plan import Plan, Step
 from atp.subset import Subset, build, gather, scatter
-from atp.tokens import Trace
+from atp.trace import Trace
 from atp.tracing import lazy
 
 

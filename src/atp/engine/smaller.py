@@ -10,7 +10,7 @@ from atp.adapters.base import Adapter
 from atp.engine.census import TowerPass
 from atp.methods.resize import places, smaller_grid
 from atp.plan import Step
-from atp.tokens import Record
+from atp.trace import Record
 
 
 class SmallerImage:

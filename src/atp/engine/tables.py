@@ -121,7 +121,7 @@ def _folder(adapter: Adapter) -> str:
 
 
 def _changes(table: Calibration, share: float) -> bool:
-    """Whether other sites stand on one side of a share than on the other, so that a plan in between spends another share."""
+    """Whether the plans on both sides of a share have other sites."""
     one, other = table.beside(share)
     return [step.site for step in one.steps] != [step.site for step in other.steps]
 
@@ -129,7 +129,8 @@ def _changes(table: Calibration, share: float) -> bool:
 def share_for(table: Calibration, amount: Budget, prices: Prices, named: bool = False) -> float | None:
     """Return the largest calibrated share whose plan stays within an amount; None = the table ends before or begins behind it.
 
-    A share is that of the calibration's own prompts and answers, unless the caller `named` others, which the prices are for.
+    A share is that of the calibration's own prompts and answers, unless the caller `named` others, which the prices are for. Between
+    plans with other sites it is searched for too: a mean of theirs spends another share than the mean.
     """
     low, high = table.reach
     if amount.unit == "share":

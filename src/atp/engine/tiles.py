@@ -14,7 +14,7 @@ from atp.adapters.tiled import Picture, Tiled
 from atp.engine.census import TowerPass
 from atp.engine.pictures import pictures, residuals, stay
 from atp.engine.run import Run
-from atp.tokens import Record
+from atp.trace import Record
 from atp.tracing import clock, refuse_tiles, traced
 
 

@@ -16,7 +16,7 @@ from atp.adapters.base import Args, Images, Kwargs
 from atp.adapters.tiled import Windowed
 from atp.engine.pictures import stay
 from atp.engine.run import Run
-from atp.tokens import Record
+from atp.trace import Record
 from atp.tracing import clock
 
 

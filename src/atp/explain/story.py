@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from atp.errors import BadInput
 from atp.plan import STACKS
-from atp.tokens import Trace
+from atp.trace import Trace
 
 _PLACES = {"pixels": "image resized", "vision": "tower layer {}", "language": "language layer {}"}
 

@@ -108,7 +108,7 @@ def prepare(settings: Settings, model: Any) -> tuple[Trainee, dict[str, dict[str
         with prune(model, **_plan(model, budget, settings.sites)) as run:
             plan = run.plan
         if all(step.site.stack == "vision" for step in plan.steps) and not settings.sites:  # nothing there to steer
-            plan = solve(adapter.shape, budget, "atp", sites=own_sites(model, adapter, METHODS.get("atp")(), {}))
+            plan = _plan(model, budget, own_sites(model, adapter, METHODS.get("atp")(), {}))["plan"]
         plans[f"budget {budget:g}"] = {str(step.site): step.keep for step in plan.steps}
     found = {Site.parse(site) for shares in plans.values() for site in shares}
     if not settings.sites:  # what the tower merges it merges by redundancy; the modules steer what the question decides

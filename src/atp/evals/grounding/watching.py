@@ -22,7 +22,8 @@ from atp.evals.harness.asking import batches, lengths
 from atp.loading import build_inputs
 from atp.methods import Method
 from atp.plan import Plan, Site, Step
-from atp.tokens import Record, Tokens
+from atp.tokens import Tokens
+from atp.trace import Record
 
 LONGEST = 4  # tokens of an answer
 OWN = {"vision": "fastervlm", "language": "fastv"}
