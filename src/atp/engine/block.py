@@ -81,9 +81,8 @@ def prune(
             their difference from one colour and, in videos, from the frame before; one token of each that leaves stays. Alone
             it is all that happens; a budget is met by what stays; a threshold's saving comes on top (that of windows counts
             towards what the plan's steps take). None = what the plan says, or all.
-        second_turn: what a turn does that goes on with the cache: "keep" what the first question chose, or "reselect": run the
-            language model again on the conversation and choose by the new question; the report says what that took. Where
-            tokens leave in the tower only, no question chooses, and both are the same.
+        second_turn: what a turn does that goes on with the cache: "keep" what the first question chose, or "reselect": read the
+            conversation again and choose by the new one; the same where no question chooses (tokens leave the tower only).
         record_all_scores: score also at sites where nothing leaves (for calibration).
         template_ids: more such ids.
         workload: `Workload` to solve the plan for. A budget with `text` needs it: `atp.workload_of(model, processor, inputs)`.

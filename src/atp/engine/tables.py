@@ -129,8 +129,8 @@ def _changes(table: Calibration, share: float) -> bool:
 def share_for(table: Calibration, amount: Budget, prices: Prices, named: bool = False) -> float | None:
     """Return the largest calibrated share whose plan stays within an amount; None = the table ends before or begins behind it.
 
-    A share is that of the calibration's own prompts and answers, unless the caller `named` others, which the prices are for. Between
-    plans with other sites it is searched for too: a mean of theirs spends another share than the mean.
+    A share is that of the calibration's own prompts and answers, unless the caller `named` others, which the prices are for.
+    Between plans with other sites it is searched for too: a mean of theirs spends another share than the mean.
     """
     low, high = table.reach
     if amount.unit == "share":
