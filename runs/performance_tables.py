@@ -194,6 +194,9 @@ def missing(results: Sequence[Result]) -> list[str]:
         for name, (whole, grid) in case.get("grids", {}).items():
             tokens = f"{grid[0]} x {grid[1]} visual tokens instead of {whole[0]} x {whole[1]}"
             found[f"- {result['subject']}: {name} is a smaller image, {tokens}."] = None
+        for name, (scale, tokens, whole) in case.get("scales", {}).items():
+            size = f"{scale:.0%} of its width and height, {tokens} tokens of image and text instead of {whole}"
+            found[f"- {result['subject']}: {name} is a smaller image, {size}."] = None
     return list(found)
 
 

@@ -11,8 +11,8 @@ export ROUNDS="${ROUNDS:-3}" # runs of seconds spread by one percent; the shippe
 onevision() { # a photo's five tiles, so that `resize` has fewer to go to
     measure speed-onevision-bf16 --arch llava-onevision-0.5b --dtype bf16 --budget 0.6,0.4 --answer-tokens 3,20
 }
-onevision-batch4() { # small images
-    measure speed-onevision-bf16-batch4 --arch llava-onevision-0.5b --tiles 2 --dtype bf16 --budget 0.6,0.4 --batch 4 --answer-tokens 20
+onevision-batch4() {
+    measure speed-onevision-bf16-batch4 --arch llava-onevision-0.5b --dtype bf16 --budget 0.6,0.4 --batch 4 --answer-tokens 20
 }
 blip2() {
     measure speed-blip2-bf16 --arch blip2-opt-2.7b --depth 0.5 --dtype bf16 --budget 0.6,0.4 --answer-tokens 3,20
@@ -37,7 +37,7 @@ smolvlm() { measure speed-smolvlm-bf16 --arch smolvlm-256m --dtype bf16 --budget
 smolvlm-fp32() { measure speed-smolvlm-fp32 --arch smolvlm-256m --tiles 5 --dtype fp32 --budget 0.6,0.4 --answer-tokens 3; }
 blip2-fp32() { measure speed-blip2-fp32 --arch blip2-opt-2.7b --depth 0.5 --dtype fp32 --budget 0.6,0.4 --answer-tokens 3; }
 onevision-fp32() {
-    measure speed-onevision-fp32 --arch llava-onevision-0.5b --tiles 2 --dtype fp32 --budget 0.6,0.4 --answer-tokens 3
+    measure speed-onevision-fp32 --arch llava-onevision-0.5b --dtype fp32 --budget 0.6,0.4 --answer-tokens 3
 }
 shipped() { ROUNDS=15 measure speed-shipped --model atp-mini-llava --budget 0.6,0.4 --batch 1,4,16 --answer-tokens 1,4; }
 shipped-others() {

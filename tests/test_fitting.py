@@ -23,7 +23,7 @@ def test_each_input_gets_its_own_counts_and_the_mean_is_the_budget(name: str, tm
     told: list[tuple[float, int, float]] = []
     found = atp.fit_counts(model, processor, IMAGES, QUESTIONS, (0.7,), note="ours", step=lambda *news: told.append(news))
     (plan,) = found.plans
-    assert [str(step.site) for step in plan.steps] == [*(f"vision:{layer}" for layer in range(4)), "language:2", "language:4"]
+    assert [str(step.site) for step in plan.steps] == ["vision:0", "vision:3"], "the checkpoint's calibration has these at 0.7"
     assert any(step.adaptive for step in plan.steps if step.site.stack == "vision")
     assert 0.695 <= told[-1][2] <= 0.7
     assert [runs for _, runs, _ in told] == list(range(1, len(told) + 1))
@@ -35,6 +35,19 @@ def test_each_input_gets_its_own_counts_and_the_mean_is_the_budget(name: str, tm
             model.generate(**atp.build_inputs(processor, [image], [question]), max_new_tokens=1)
             counts.add(tuple(run.trace.kept("vision").values()).__repr__())
     assert len(counts) > 5, "counts hardly differ"
+
+
+def test_each_budget_at_the_sites_that_the_calibration_has_there() -> None:
+    """Six at 0.4, two at 0.7; between them the lower one's plan, aloud, as thresholds of other sites have no mean."""
+    model, processor = atp.load("atp-mini-llava")
+    found = atp.fit_counts(model, processor, IMAGES, QUESTIONS, (0.7, 0.4))
+    assert [len(plan.steps) for plan in found.plans] == [6, 2]
+    says = r"no counts per input between 0\.4 and 0\.7, .*those of 0\.4 are used; .*fit 0\.5 too"
+    with pytest.warns(UserWarning, match=says), atp.prune(model, budget=0.5, calibration=found, processor=processor) as run:
+        model.generate(**atp.build_inputs(processor, IMAGES[:1], QUESTIONS[:1]), max_new_tokens=1)
+    assert run.plan == found.plans[0]
+    named = atp.fit_counts(model, processor, IMAGES, QUESTIONS, (0.7, 0.4), sites="vision:0/vision:1/vision:3")
+    assert [len(plan.steps) for plan in named.plans] == [3, 3] and len(named.plan_for(0.5).steps) == 3
 
 
 def test_a_method_with_sites_and_options_of_its_own() -> None:

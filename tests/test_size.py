@@ -12,7 +12,7 @@ ROOT = Path(__file__).parents[1] / "src" / "atp"
 FILES = sorted(ROOT.rglob("*.py"))
 CORE = ("engine", "adapters", "methods", "budget")  # folders; and the modules below
 SHARED = ("__init__", "base", "stacks", "views", "scattered", "cache_layer", "controls", "architectures")
-CORE_MODULES = ("errors", "plan", "tokens", "subset", "rows", "fusion", "cache", "registry", "__init__")
+CORE_MODULES = ("errors", "plan", "tokens", "trace", "subset", "blocks", "rows", "fusion", "cache", "registry", "__init__")
 
 
 def lines(path: Path) -> int:
@@ -46,10 +46,11 @@ PLUGINS = [p for p in FILES if p.parent.name in ("adapters", "methods") and p.st
 def test_core_and_package() -> None:
     core = [p for p in FILES if p.relative_to(ROOT).parts[0] in CORE or (p.parent == ROOT and p.stem in CORE_MODULES)]
     # 4,500 until text and tiles left, 5,800 until operators were spared and text left across, 6,000 until padding was left out,
-    # 6,200 until callers named sites and threads were refused, 6,300 until windows left and plans of other sites were mixed
-    assert sum(code(p) for p in core if p not in PLUGINS) <= 6_500
-    # 16,000 until padding was left out, 16,500 until bad input was refused earlier
-    assert sum(code(p) for p in FILES if p not in PLUGINS) <= 16_900
+    # 6,200 until callers named sites and threads were refused, 6,300 until windows left and plans of other sites were mixed,
+    # 6,500 until masked attention was causal
+    assert sum(code(p) for p in core if p not in PLUGINS) <= 6_600
+    # 16,000 until padding was left out, 16,500 until bad input was refused earlier, 16,900 until processors had `resize`
+    assert sum(code(p) for p in FILES if p not in PLUGINS) <= 17_100
 
 
 @pytest.mark.parametrize("path", PLUGINS, ids=lambda p: str(p.relative_to(ROOT)))

@@ -62,7 +62,8 @@ def fit_counts(
         questions: as many.
         budgets: shares of the unpruned FLOPs, below 1; budgets between them are interpolated.
         method, options: who scores; `"atp:alpha=0.7"` is both.
-        sites: where, e.g. `"vision:0/vision:3"`; None = those of the checkpoint's own calibration, or of the method.
+        sites: where, e.g. `"vision:0/vision:3"`; None = where the checkpoint's own calibration has them at each budget, or the
+            method. Between budgets with other sites, the lower one's counts are used.
         balance: of the schedule, see `budget.solve`.
         batch: most questions of a forward; None = 8, or 1 where the tower takes no mask.
         note: free words for the file, e.g. what the inputs are.
@@ -102,11 +103,11 @@ def fit_counts(
     rows = [build_inputs(processor, [image], [question]) for image, question in zip(images, questions, strict=True)]
     batches = batched(rows, batch or (8 if adapter.vision.maskable else 1))
     work, adapter.shape = mean_prompt(adapter.shape, processor, rows)
-    places = list(own_sites(model, adapter, built, options) if sites is None else named_sites(sites))
     about: Any = {"balance": balance, "options": options}
-    fixed = [_fixed(adapter, built, share, work, places, **about) for share in shares]  # all, before the first input runs
+    places = [own_sites(model, adapter, built, options, share) if sites is None else named_sites(sites) for share in shares]
+    fixed = [_fixed(adapter, built, *each, work, **about) for each in zip(shares, places, strict=True)]  # all, before inputs run
     plans = []
-    for share, plan in zip(shares, filled(fixed), strict=True):
+    for share, plan in zip(shares, filled(fixed) if len(set(map(tuple, places))) == 1 else fixed, strict=True):
         check_plan(adapter, plan, built)
         plan = replace(plan, steps=tuple(replace(one, absolute=built.measures(one.site.stack)) for one in plan.steps))
         some = tuple(replace(one, threshold=1.0) if one in fitted(plan) else one for one in plan.steps)
@@ -121,8 +122,8 @@ def _fixed(
     adapter: Adapter,
     built: Method,
     share: float,
-    work: Workload,
     places: Sequence[Site],
+    work: Workload,
     balance: float,
     options: Mapping[str, Any],
 ) -> Plan:
@@ -202,12 +203,24 @@ def batched(rows: Sequence[Mapping[str, Tensor]], batch: int) -> list[tuple[list
     return batches
 
 
-def own_sites(model: Any, adapter: Adapter, built: Method, options: Mapping[str, Any]) -> Sequence[Site]:
-    """Return all sites of the calibration beside a checkpoint's weights, where it is of this method, or the method's own."""
+def own_sites(
+    model: Any, adapter: Adapter, built: Method, options: Mapping[str, Any], share: float | None = None
+) -> Sequence[Site]:
+    """Return the sites of the calibration beside a checkpoint's weights, where it is of this method, or the method's own.
+
+    Args:
+        model: the checkpoint.
+        adapter: its parts.
+        built: the method.
+        options: those that differ from its defaults; the calibration has none.
+        share: the sites of this budget, where the calibration reaches it; None = of all its budgets.
+    """
     path = Path(str(getattr(model.config, "_name_or_path", "") or ".")) / CALIBRATION
     table = None if options or not path.is_file() else Calibration.load(path)
     plans = table.plans if table is not None and table.method == built.name else ()
-    own = {step.site for plan in plans for step in plan.steps}  # a budget may have fewer of them
+    if table is not None and plans and share is not None and table.reach[0] <= share <= table.reach[1]:
+        plans = (table.plan_for(share),)
+    own = {step.site for plan in plans for step in plan.steps}
     known = own or built.default_sites(adapter.shape) or default_sites(adapter.shape, built.name)
     return workable(adapter.shape, [site for site in known if site.stack in set(adapter.stacks) & set(built.stacks)])
 

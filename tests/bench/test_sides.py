@@ -10,6 +10,8 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
 
 import atp
 import invariants
@@ -27,6 +29,7 @@ from atp.bench.subject import Subject
 from atp.bench.table import lines
 from atp.errors import BadInput, UnreachableBudget
 from families import FAMILIES
+from families.processors import PROCESSORS
 
 ROUNDED = 5e-4
 """Ours: logits of up to 6 in float32; what quantising changes is a thousand times as much, see below."""
@@ -260,3 +263,32 @@ def test_tiles_leave_before_the_tower_and_patches_in_it() -> None:
     side = made["sides"][1]
     assert side["side"] == "atp 0.5, tiles 0.5" and side["plan"]["tiles"] == 0.5
     assert 0.3 < side["flops_share"] <= 0.5 and side["kv_bytes"] < made["sides"][0]["kv_bytes"]
+
+
+@pytest.mark.parametrize(("name", "budget"), [("qwen2_vl", 0.5), ("internvl", 0.5)])
+def test_resize_of_a_picture_is_a_smaller_picture(name: str, budget: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a loaded model, whose processor decides what becomes of it; FLOPs are those that the model itself takes for it."""
+    monkeypatch.setattr("atp.bench.subject.SCENE", 48)
+    monkeypatch.setattr("atp.bench.subject.QUESTION", "how many dogs ?")
+    model, processor = FAMILIES[name].make(dtype=torch.float32), PROCESSORS[name]()
+    asked = Settings(model=name, rounds=1, methods=("random",), budgets=(budget,), compare=("resize",))
+    own = Subject(name, adapt(model), processor, asked)
+    made = case(own, 1, 2, lambda words: None)
+    scale, tokens, whole = made["scales"][f"resize {budget:g}"]
+    side, base = made["sides"][-1], made["sides"][0]
+    assert side["side"] == f"resize {budget:g}" and 0 < scale < 1 and tokens < whole == own.inputs(1)["input_ids"].shape[1]
+    assert own.inputs(1, scale=scale)["input_ids"].shape[1] == tokens and side["kv_bytes"] < base["kv_bytes"]
+    assert 0.1 < side["flops_share"] <= budget
+    with torch.inference_mode(), FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
+        model.generate(**own.inputs(1, scale=scale), max_new_tokens=2, min_new_tokens=2, do_sample=False)
+    assert counter.get_total_flops() == pytest.approx(side["flops"]["total"])
+
+
+def test_a_processor_that_makes_all_pictures_alike_has_no_smaller_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("atp.bench.subject.SCENE", 48)
+    monkeypatch.setattr("atp.bench.subject.QUESTION", "how many dogs ?")
+    model = FAMILIES["idefics3"].make(dtype=torch.float32)
+    asked = Settings(model="idefics3", methods=("random",), budgets=(0.8,), compare=("resize",))
+    own = Subject("idefics3", adapt(model), PROCESSORS["idefics3"](), asked)
+    found, left_out = sides(own, own.workload(own.inputs(1), 2))
+    assert [side.name for side in found] == ["unpruned", "random 0.8"] and "smaller images" in left_out["resize 0.8"]

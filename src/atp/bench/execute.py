@@ -96,7 +96,8 @@ def case(subject: Subject, batch: int, answer: int, say: Step) -> dict[str, Any]
     inputs = subject.inputs(batch)
     workload = subject.workload(inputs, answer)
     made, left_out = sides(subject, workload)
-    smaller = {side.name: subject.inputs(batch, side.tiles, side.grid) for side in made if side.tiles or side.grid}
+    fewer = {side.name: side.smaller for side in made if side.smaller is not None}
+    smaller = {name: subject.inputs(batch, image.tiles, image.grid, (image.scale or (1.0,))[0]) for name, image in fewer.items()}
     samples = take_turns(
         made,
         settings.rounds,
@@ -118,10 +119,11 @@ def case(subject: Subject, batch: int, answer: int, say: Step) -> dict[str, Any]
         "visual": workload.images * shape.visual,
         "text": workload.text,
     }
-    tiles = {side.name: side.tiles for side in made if side.tiles is not None}
-    grids = {side.name: [subject.adapter.grid, side.grid] for side in made if side.grid is not None}
+    tiles = {name: image.tiles for name, image in fewer.items() if image.tiles is not None}
+    grids = {name: [subject.adapter.grid, image.grid] for name, image in fewer.items() if image.grid is not None}
+    scales = {name: image.scale for name, image in fewer.items() if image.scale is not None}
     found = summary(samples, batch * answer, answer - 1)
-    return {**about, **found, "tiles": tiles, "grids": grids, "left_out": left_out}
+    return {**about, **found, "tiles": tiles, "grids": grids, "scales": scales, "left_out": left_out}
 
 
 def device_name(device: torch.device) -> str:

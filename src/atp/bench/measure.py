@@ -86,7 +86,8 @@ def generate(subject: Subject, inputs: dict[str, Tensor], side: Side, answer: in
     if length not in (answer, answer + 1, answer + inputs["input_ids"].shape[1]):  # ids of the prompt, or a start token, or none
         raise BadInput(f"answers of {answer} tokens were asked for, the model gave {length} ids; use another --answer-tokens")
     report = None if run is None else run.report()
-    spent = side.flops if report is None else (report.flops, report.flops_unpruned)
+    whole = None if side.smaller is None else side.smaller.flops
+    spent = whole if report is None else (report.flops, report.flops_unpruned)
     return Sample(seconds, 0.0 if report is None else report.seconds, timer.seconds, held, cache, report, spent)
 
 

@@ -7,8 +7,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
+from atp.bench.smaller import Smaller, smaller_image
 from atp.bench.subject import Subject
-from atp.budget.cost import Flops, Workload, count, visual_after
+from atp.budget.cost import Workload, visual_after
 from atp.budget.rounding import rounded
 from atp.calibrations import beside
 from atp.engine import prune
@@ -28,9 +29,7 @@ class Side:
         name: as tables show it.
         plan: None = unpruned.
         quantised: whether it runs on the subject's quantised copy.
-        tiles: of an image that is smaller before it is cut into tiles; None = as all others.
-        grid: visual tokens of a smaller image where a model takes any size; None = as all others.
-        flops: of one prompt, and those of the unpruned model, where the plan does not tell.
+        smaller: its image, where that stands for `resize` as the tower takes no other size; None = as all others.
         kernels: what computes attention rows, see `atp.kernels`.
         eager: whether the language model writes its attention out as a map.
     """
@@ -38,9 +37,7 @@ class Side:
     name: str
     plan: Plan | None = None
     quantised: bool = False
-    tiles: int | None = None
-    grid: tuple[int, int] | None = None
-    flops: tuple[Flops, Flops] | None = None
+    smaller: Smaller | None = None
     kernels: str = "torch"
     eager: bool = False
 
@@ -78,7 +75,7 @@ def sides(subject: Subject, workload: Workload) -> tuple[list[Side], dict[str, s
             except (InvalidPlan, UnsupportedModel) as error:
                 fewer = smaller_image(subject, workload, budget) if method == SMALLER else None
                 if fewer is not None:
-                    made.append(fewer)
+                    made.append(Side(f"{SMALLER} {budget:g}", smaller=fewer))
                     continue
                 left_out[f"{row} {budget:g}"] = str(error)
                 first = first or (error if asked else None)
@@ -108,32 +105,6 @@ def _of_plan(subject: Subject, workload: Workload, plan: Plan, name: str, asked:
         smaller = rounded(plan, subject.adapter.shape, workload, multiple)
         if smaller != plan:
             yield Side(f"{name} /{multiple}", smaller)
-
-
-def smaller_image(subject: Subject, workload: Workload, budget: float) -> Side | None:
-    """Return the side that encodes a smaller image, the largest that the budget permits; None = there is none.
-
-    It is cut into fewer tiles, or has a smaller grid where a model takes images of any size. It stands for `resize` where towers
-    take no other size, and is no pruning at all.
-    """
-    if subject.processor is not None:
-        return None
-    shape, name = subject.adapter.shape, f"{SMALLER} {budget:g}"
-    whole = count(shape, workload)
-    if subject.adapter.any_size:
-        for side in range(min(subject.adapter.grid) - 1, 0, -1):
-            spent = count(subject.sized((side, side)).shape, workload)
-            if spent.total <= budget * whole.total:
-                return Side(name, grid=(side, side), flops=(spent, whole))
-    for tiles in range(workload.images - 1, 0, -1):
-        try:
-            own = subject.workload(subject.inputs(1, tiles), workload.answer)
-        except BadInput:  # a number of tiles that no image has
-            continue
-        spent = count(shape, own)
-        if spent.total <= budget * whole.total:
-            return Side(name, tiles=tiles, flops=(spent, whole))
-    return None
 
 
 def keep_all(subject: Subject, workload: Workload, plan: Plan) -> Side:

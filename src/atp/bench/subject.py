@@ -76,14 +76,16 @@ class Subject:
         smaller.grid, smaller.shape = grid, shape.of_size(grid[0] * grid[1] * shape.group)
         return smaller
 
-    def inputs(self, batch: int, tiles: int | None = None, grid: tuple[int, int] | None = None) -> dict[str, Tensor]:
+    def inputs(
+        self, batch: int, tiles: int | None = None, grid: tuple[int, int] | None = None, scale: float = 1.0
+    ) -> dict[str, Tensor]:
         """Return a batch of prompts of one length, ready for `generate`; what is given takes the place of the settings' own."""
         wanted = self.settings
         if self.processor is None:
             adapter = self.adapter if grid is None else self.sized(grid)
             return example(adapter, batch, wanted.text, tiles or wanted.tiles, wanted.seed)
         places = range(batch) if self.given else [0] * batch  # counts per input are those of different pictures
-        made = build_inputs(self.processor, [_picture(wanted, place) for place in places], [QUESTION] * batch)
+        made = build_inputs(self.processor, [_picture(wanted, place, scale) for place in places], [QUESTION] * batch)
         model = self.model
         moved = {name: value.to(model.device) for name, value in made.items()}
         return {name: value.to(model.dtype) if value.is_floating_point() else value for name, value in moved.items()}
@@ -97,10 +99,13 @@ class Subject:
         return Workload(images=images, text=len(ids) - visual, answer=answer)
 
 
-def _picture(settings: Settings, place: int) -> Image.Image:
+def _picture(settings: Settings, place: int, scale: float) -> Image.Image:
     if settings.image is not None:
-        return load_image(settings.image)
-    return Image.fromarray(render(make_scene(settings.seed + place, "val"), SCENE)[0])
+        picture = load_image(settings.image)
+    else:
+        picture = Image.fromarray(render(make_scene(settings.seed + place, "val"), SCENE)[0])
+    width, height = (max(1, round(side * scale)) for side in picture.size)
+    return picture if scale == 1 else picture.resize((width, height), Image.Resampling.BICUBIC)
 
 
 def open_subject(settings: Settings, device: str) -> Subject:

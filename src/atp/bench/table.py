@@ -65,6 +65,8 @@ def _case(case: Mapping[str, Any]) -> Iterator[str]:
         yield f"{name}: a smaller image, {tiles} tiles instead of {case['images']}"
     for name, (whole, grid) in case.get("grids", {}).items():
         yield f"{name}: a smaller image, {grid[0]} x {grid[1]} visual tokens instead of {whole[0]} x {whole[1]}"
+    for name, (scale, tokens, whole) in case.get("scales", {}).items():
+        yield f"{name}: a smaller image, {scale:.0%} of its width and height: a prompt of {tokens} tokens instead of {whole}"
     for name, reason in case["left_out"].items():
         yield f"{name} left out: {reason}"
 

@@ -130,6 +130,8 @@ class Calibration:
     def plan_for(self, budget: float, model: Fingerprint | None = None) -> Plan:
         """Return the plan of a budget: a calibrated one, or one interpolated between its neighbours.
 
+        Between neighbours with thresholds at other sites it is the lower one, whose own budget is below the one asked for.
+
         Args:
             budget: share of the unpruned FLOPs.
             model: fingerprint to check against, see `check`.
@@ -231,15 +233,15 @@ def _filled(plan: Plan, sites: Iterable[Site]) -> Plan:
 
 
 def _interpolated(low: Plan, high: Plan, budget: float) -> Plan:
-    """Every number of every step, linearly between two neighbouring budgets; fixed plans may differ in their sites."""
+    """Every number of every step, linearly between two neighbouring budgets; fixed plans may differ in their sites.
+
+    Thresholds of other sites have no mean: then it is the lower plan, as its `budget` says.
+    """
     sites = [[step.site for step in plan.steps] for plan in (low, high)]
     if sites[0] != sites[1] and not any(step.adaptive or step.text < 1 for plan in (low, high) for step in plan.steps):
         low, high = (_filled(plan, {*sites[0], *sites[1]}) for plan in (low, high))
     elif sites[0] != sites[1] or any(a.adaptive != b.adaptive for a, b in zip(low.steps, high.steps, strict=True)):
-        raise InvalidPlan(
-            f"no plan between the calibrated budgets {low.budget:g} and {high.budget:g}: their steps differ "
-            f"({', '.join(map(str, sites[0]))} and {', '.join(map(str, sites[1]))}); use one of these two budgets"
-        )
+        return low
     weight = (budget - (low.budget or 0.0)) / ((high.budget or 0.0) - (low.budget or 0.0))
 
     def between(a: float, b: float) -> float:

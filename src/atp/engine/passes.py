@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from atp.adapters.base import Adapter, Args, Kwargs, LayerCall, StackView
+from atp.blocks import blocked, hides_later
 from atp.cache import Columns, SubsetStore
 from atp.engine.attention import Capture, cut_phases
 from atp.engine.census import Census
@@ -209,16 +210,18 @@ class StackPass:
                 return None
             queries = call.hidden.shape[1] if subset is None else subset.size
             if columns.valid is not None:
-                return weighted(ragged_mask(columns.valid, queries, self.view.causal, dtype), columns.weight, dtype)
+                mask = weighted(ragged_mask(columns.valid, queries, self.view.causal, dtype), columns.weight, dtype)
+                return blocked(mask, self.view.causal)
             assert columns.weight is not None
             weight = columns.weight.view(len(columns.weight), 1, 1, -1).to(call.hidden.dtype)
-            return weight if queries == 1 or not self.view.causal else causal(queries, weight) + weight
+            return weight if queries == 1 or not self.view.causal else blocked(causal(queries, weight) + weight, True)
         mask = cut_mask(call.mask, None if subset is None else subset.rows, columns.positions, total)
         if columns.valid is not None:
             mask = close(mask, columns.valid)
+        hides = self.view.causal and hides_later(mask, None if subset is None else subset.valid)
         if subset is not None and subset.valid is not None:
             mask = open_rows(mask, subset.valid)
-        return weighted(mask, columns.weight, dtype)
+        return blocked(weighted(mask, columns.weight, dtype), hides)
 
     def _remember(self, key: tuple[Any, ...], make: Any) -> tuple[Any, ...]:
         """Compute once per subset. What is made keeps its sources alive, so that no `id` is used twice."""

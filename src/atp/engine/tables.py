@@ -84,6 +84,14 @@ def calibrated(adapter: Adapter, table: Calibration, amount: Budget, prices: Pri
             f"or leave calibration= away: atp.prune(model, budget={amount})"
         )
     plan = _busy(table.plan_for(share), prices)
+    if plan.budget is not None and plan.budget < share - 1e-9:
+        higher = next(each.budget for each in table.plans if (each.budget or 0) > share)
+        warnings.warn(
+            f"no counts per input between {plan.budget:g} and {higher:g}, which were fitted at other sites: those of "
+            f"{plan.budget:g} are used; to spend {share:g}, fit {share:g} too",
+            stacklevel=7,
+        )
+        return plan
     return replace(plan, budget=amount.value) if amount.unit == "share" else plan
 
 
@@ -121,9 +129,9 @@ def _folder(adapter: Adapter) -> str:
 
 
 def _changes(table: Calibration, share: float) -> bool:
-    """Whether the plans on both sides of a share have other sites."""
+    """Whether the plans on both sides of a share have other sites, and a plan between."""
     one, other = table.beside(share)
-    return [step.site for step in one.steps] != [step.site for step in other.steps]
+    return not one.adaptive and [step.site for step in one.steps] != [step.site for step in other.steps]
 
 
 def share_for(table: Calibration, amount: Budget, prices: Prices, named: bool = False) -> float | None:
